@@ -1,0 +1,2 @@
+//! nbd-rs.
+fn main() {}
