@@ -3,7 +3,6 @@
 use std::time::SystemTime;
 
 /// splitmix64: small, good enough, the same everywhere.
-#[derive(Clone)]
 pub(crate) struct Rng(u64);
 
 impl Rng {
@@ -13,9 +12,15 @@ impl Rng {
             Ok(given) => given.parse().expect("NBD_RS_TEST_SEED is a number"),
             Err(_) => SystemTime::now()
                 .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(1, |now| now.as_secs() * 1_000_000 + u64::from(now.subsec_micros())),
+                .map_or(1, |now| {
+                    now.as_secs() * 1_000_000 + u64::from(now.subsec_micros())
+                }),
         };
         println!("{name}: to replay, set NBD_RS_TEST_SEED={seed}");
+        Self::new(seed)
+    }
+
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 

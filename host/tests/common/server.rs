@@ -61,7 +61,9 @@ pub(crate) fn text(output: &Output) -> String {
 
 /// A `nbd-rs serve` that is about to start.
 pub(crate) struct Serve {
-    before: Vec<OsString>,
+    /// A program to run it under, which must become the server itself or leave it the direct
+    /// child (`prlimit ...`, `strace -D ...`).
+    pub(crate) before: Vec<OsString>,
     words: Vec<OsString>,
 }
 
@@ -93,13 +95,6 @@ impl Serve {
     /// More words of the command line.
     pub(crate) fn words<S: Into<OsString>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
         self.words.extend(words.into_iter().map(Into::into));
-        self
-    }
-
-    /// Runs it under another program, which must stay the direct child with the server's pid
-    /// (`prlimit ...`, `strace -D ...`).
-    pub(crate) fn under<S: Into<OsString>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
-        self.before = words.into_iter().map(Into::into).collect();
         self
     }
 
@@ -140,15 +135,14 @@ impl Serve {
         };
         let until = Instant::now() + START;
         loop {
-            let line =
-                match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                    Ok(line) => line,
-                    Err(RecvTimeoutError::Timeout) => panic!("nbd-rs not ready after {START:?}"),
-                    Err(RecvTimeoutError::Disconnected) => {
-                        let status = server.wait(Duration::from_secs(5));
-                        panic!("nbd-rs ended before it was ready: {status:?}");
-                    }
-                };
+            let line = match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => panic!("nbd-rs not ready after {START:?}"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = server.wait(Duration::from_secs(5));
+                    panic!("nbd-rs ended before it was ready: {status:?}");
+                }
+            };
             if line == "ready" {
                 return server;
             }
@@ -209,7 +203,9 @@ impl Server {
 
     /// The unix socket it listens on.
     pub(crate) fn unix(&self) -> &Path {
-        self.unix.as_deref().expect("the server listens on a socket")
+        self.unix
+            .as_deref()
+            .expect("the server listens on a socket")
     }
 
     /// Its process id.

@@ -48,9 +48,8 @@ disk() {
 
     step "$export mkfs" /sbin/mke2fs -q -F -t ext4 "/dev/$device"
     step "$export mount" mount -t ext4 "/dev/$device" /mnt
+    step "$export copy" cp -r /bin/busybox /sbin /lib /lib64 /mnt/
     for n in 1 2 3; do
-        step "$export copy" cp -r /bin/busybox /sbin /lib /lib64 "/mnt/"
-        mv /mnt/busybox "/mnt/busybox-$n"
         dd if=/dev/urandom of="/mnt/noise-$n" bs=64k count=48 2>/dev/null || finish "failed at noise"
     done
     (cd /mnt && find . -type f ! -name sums -exec sha256sum {} + >/tmp/sums)

@@ -22,7 +22,9 @@ fn pieces() -> Option<PathBuf> {
             .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))
             .map(|cache| cache.join("nbd-rs-test/guest"))
     };
-    let dir = env::var_os("NBD_RS_GUEST_DIR").map(PathBuf::from).or_else(cache)?;
+    let dir = env::var_os("NBD_RS_GUEST_DIR")
+        .map(PathBuf::from)
+        .or_else(cache)?;
     dir.join("complete").exists().then_some(dir)
 }
 
@@ -45,7 +47,8 @@ fn initramfs(pieces: &Path, to: &Path) {
     fs::copy(pieces.join("initramfs.cpio"), to).expect("the initramfs is copied");
     let mut file = fs::File::options().append(true).open(to).unwrap();
     let script = include_bytes!("guest-init.sh");
-    file.write_all(&cpio_entry("init", 0o100_755, script)).unwrap();
+    file.write_all(&cpio_entry("init", 0o100_755, script))
+        .unwrap();
     file.write_all(&cpio_entry("TRAILER!!!", 0, &[])).unwrap();
 }
 
@@ -72,8 +75,17 @@ fn the_linux_kernel_keeps_an_ext4_file_system_on_one_and_on_two_connections() {
         .arg(root.join("bin/qemu-system-x86_64"))
         .env("LD_LIBRARY_PATH", env::join_paths(libraries).unwrap())
         .env("QEMU_MODULE_DIR", library.join("qemu"))
-        .args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "512"])
-        .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
+        .args([
+            "-machine", "pc", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "512",
+        ])
+        .args([
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+        ])
         .arg("-L")
         .arg(root.join("share/qemu"))
         .arg("-L")
@@ -82,9 +94,17 @@ fn the_linux_kernel_keeps_an_ext4_file_system_on_one_and_on_two_connections() {
         .arg(pieces.join("vmlinuz"))
         .arg("-initrd")
         .arg(&init)
-        .args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="])
+        .args([
+            "-netdev",
+            "user,id=net",
+            "-device",
+            "virtio-net-pci,netdev=net,romfile=",
+        ])
         .arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 quiet nbd_port={}", server.tcp().port()))
+        .arg(format!(
+            "console=ttyS0 panic=-1 quiet nbd_port={}",
+            server.tcp().port()
+        ))
         .stdin(Stdio::null())
         .output()
         .expect("the emulator can be started");
@@ -95,7 +115,10 @@ fn the_linux_kernel_keeps_an_ext4_file_system_on_one_and_on_two_connections() {
         "{}: the guest said:\n{said}\n{errors}",
         output.status
     );
-    assert!(!said.contains("I/O error"), "the kernel saw errors:\n{said}");
+    assert!(
+        !said.contains("I/O error"),
+        "the kernel saw errors:\n{said}"
+    );
     server.stop();
     for image in [&one, &two] {
         let name = image.display().to_string();

@@ -30,10 +30,20 @@ fn a_file_that_was_never_initialised_is_served_as_it_is() {
     let image = folder.join("debian-12.iso");
     fs::rename(made, &image).unwrap();
     let server = stage.serve(&image);
-    assert!(read_all(&stage, &unix(&server, "disk")) == bytes, "other bytes were served");
+    assert!(
+        read_all(&stage, &unix(&server, "disk")) == bytes,
+        "other bytes were served"
+    );
     server.stop();
-    assert!(fs::read(&image).unwrap() == bytes, "serving has changed the file");
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "something was left beside the image");
+    assert!(
+        fs::read(&image).unwrap() == bytes,
+        "serving has changed the file"
+    );
+    assert_eq!(
+        fs::read_dir(&folder).unwrap().count(),
+        1,
+        "something was left beside the image"
+    );
 }
 
 #[test]
@@ -48,13 +58,27 @@ fn init_makes_an_empty_image_and_keeps_what_exists() {
     assert_eq!(length, 10 << 20);
     fs::write(&image, b"precious").unwrap();
     let again = nbd_rs(&["init", "--size", "10Mi", "raw", &url(&image)]);
-    assert!(!again.status.success(), "init wrote over a file: {}", text(&again));
+    assert!(
+        !again.status.success(),
+        "init wrote over a file: {}",
+        text(&again)
+    );
     assert_eq!(fs::read(&image).unwrap(), b"precious");
     let forced = nbd_rs(&["init", "--force", "--size", "1Mi", "raw", &url(&image)]);
-    assert!(forced.status.success(), "init --force failed: {}", text(&forced));
-    assert!(fs::read(&image).unwrap() == vec![0; MIB], "an empty image of 1 MiB was wanted");
+    assert!(
+        forced.status.success(),
+        "init --force failed: {}",
+        text(&forced)
+    );
+    assert!(
+        fs::read(&image).unwrap() == vec![0; MIB],
+        "an empty image of 1 MiB was wanted"
+    );
     let server = stage.serve(&image);
-    assert_eq!(run("nbdinfo", &["--size", &unix(&server, "disk")]).trim(), "1048576");
+    assert_eq!(
+        run("nbdinfo", &["--size", &unix(&server, "disk")]).trim(),
+        "1048576"
+    );
     server.stop();
     let gone = nbd_rs(&["destroy", "raw", &url(&image)]);
     assert!(gone.status.success(), "destroy failed: {}", text(&gone));
@@ -74,9 +98,15 @@ fn a_size_that_is_no_multiple_of_a_sector_is_served_to_the_last_byte() {
     assert_eq!(run("nbdinfo", &["--size", &uri]).trim(), "1000003");
     assert!(read_all(&stage, &uri) == bytes, "other bytes were served");
     run("nbdcopy", &["--flush", &other.display().to_string(), &uri]);
-    assert!(read_all(&stage, &uri) == other_bytes, "what was written is not there");
+    assert!(
+        read_all(&stage, &uri) == other_bytes,
+        "what was written is not there"
+    );
     server.stop();
-    assert!(fs::read(&image).unwrap() == other_bytes, "the image has another length or bytes");
+    assert!(
+        fs::read(&image).unwrap() == other_bytes,
+        "the image has another length or bytes"
+    );
 }
 
 #[test]
@@ -93,17 +123,47 @@ fn a_block_device_is_served_and_never_destroyed() {
     assert!(read_all(&stage, &uri) == bytes, "other bytes were served");
     let (other, other_bytes) = stage.noise("other", 8 * MIB);
     run("nbdcopy", &["--flush", &other.display().to_string(), &uri]);
-    run("qemu-io", &["-f", "raw", "-c", "write -z 1M 1M", "-c", "discard 2M 1M", "-c", "flush", &uri]);
+    run(
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-c",
+            "write -z 1M 1M",
+            "-c",
+            "discard 2M 1M",
+            "-c",
+            "flush",
+            &uri,
+        ],
+    );
     let now = read_all(&stage, &uri);
     assert!(now[..MIB] == other_bytes[..MIB] && now[3 * MIB..] == other_bytes[3 * MIB..]);
-    assert!(now[MIB..3 * MIB].iter().all(|&byte| byte == 0), "no zeros where they were asked for");
+    assert!(
+        now[MIB..3 * MIB].iter().all(|&byte| byte == 0),
+        "no zeros where they were asked for"
+    );
     server.stop();
-    assert!(fs::read(device.device()).unwrap() == now, "the device has other bytes");
+    assert!(
+        fs::read(device.device()).unwrap() == now,
+        "the device has other bytes"
+    );
     let destroy = nbd_rs(&["destroy", "raw", &url(device.device())]);
-    assert!(!destroy.status.success(), "destroy took a block device: {}", text(&destroy));
+    assert!(
+        !destroy.status.success(),
+        "destroy took a block device: {}",
+        text(&destroy)
+    );
     let init = nbd_rs(&["init", "--size", "4Mi", "raw", &url(device.device())]);
-    assert!(!init.status.success(), "init took what exists: {}", text(&init));
-    assert!(fs::read(device.device()).unwrap() == now, "the device was changed");
+    assert!(
+        !init.status.success(),
+        "init took what exists: {}",
+        text(&init)
+    );
+    assert!(
+        fs::read(device.device()).unwrap() == now,
+        "the device was changed"
+    );
 }
 
 /// Served with `--read-only` it works; without, it is refused or offered as read-only.
@@ -117,7 +177,9 @@ fn only_readable(stage: &Stage, image: &Path, bytes: &[u8]) {
     let write = tool("qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]);
     assert!(!write.status.success(), "a read-only export was written");
     readers.stop();
-    let said = Serve::raw("disk", image).unix(&stage.path("writer")).refused();
+    let said = Serve::raw("disk", image)
+        .unix(&stage.path("writer"))
+        .refused();
     assert!(
         said.contains(&image.display().to_string()),
         "the refusal does not name the image: {said}"

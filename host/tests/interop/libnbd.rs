@@ -16,7 +16,11 @@ fn nbdinfo_sees_the_size_and_what_a_raw_image_can_do() {
     let stage = Stage::new();
     let image = stage.empty("disk.img", 100 << 20);
     let server = stage.serve(&image);
-    for uri in [unix(&server, "disk"), tcp(&server, "disk"), tcp(&server, "")] {
+    for uri in [
+        unix(&server, "disk"),
+        tcp(&server, "disk"),
+        tcp(&server, ""),
+    ] {
         assert_eq!(run("nbdinfo", &["--size", &uri]).trim(), "104857600");
         let json = run("nbdinfo", &["--json", &uri]);
         for fact in [
@@ -55,10 +59,20 @@ fn nbdinfo_lists_both_exports_and_their_bytes_are_not_mixed() {
         assert!(list.contains(fact), "the list lacks {fact}:\n{list}");
     }
     // The first one is also the one without a name.
-    for (export, bytes) in [("first", &first_bytes), ("second", &second_bytes), ("", &first_bytes)] {
+    for (export, bytes) in [
+        ("first", &first_bytes),
+        ("second", &second_bytes),
+        ("", &first_bytes),
+    ] {
         let copy = stage.path("copy");
-        run("nbdcopy", &[&unix(&server, export), &copy.display().to_string()]);
-        assert!(fs::read(&copy).unwrap() == *bytes, "export {export:?} has other bytes");
+        run(
+            "nbdcopy",
+            &[&unix(&server, export), &copy.display().to_string()],
+        );
+        assert!(
+            fs::read(&copy).unwrap() == *bytes,
+            "export {export:?} has other bytes"
+        );
     }
     let unknown = tool("nbdinfo", &["--size", &unix(&server, "third")]);
     assert!(!unknown.status.success(), "an unknown export was served");
@@ -74,7 +88,10 @@ fn nbdinfo_map_covers_the_volume_and_tells_data_from_holes() {
     let image = stage.empty("disk.img", 16 << 20);
     let server = stage.serve(&image);
     let uri = unix(&server, "disk");
-    run("qemu-io", &["-f", "raw", "-c", "write -P 7 4M 1M", "-c", "flush", &uri]);
+    run(
+        "qemu-io",
+        &["-f", "raw", "-c", "write -P 7 4M 1M", "-c", "flush", &uri],
+    );
     let map = run("nbdinfo", &["--map", &uri]);
     let rows: Vec<(u64, u64, u64)> = map
         .lines()
@@ -90,11 +107,20 @@ fn nbdinfo_map_covers_the_volume_and_tells_data_from_holes() {
         end = offset + length;
     }
     assert_eq!(end, 16 << 20, "the map ends early:\n{map}");
-    let kind = |at: u64| rows.iter().find(|row| row.0 <= at && at < row.0 + row.1).unwrap().2;
+    let kind = |at: u64| {
+        rows.iter()
+            .find(|row| row.0 <= at && at < row.0 + row.1)
+            .unwrap()
+            .2
+    };
     for at in [4 << 20, (5 << 20) - 4096] {
         assert_eq!(kind(at), 0, "data at {at} is called a hole:\n{map}");
     }
-    assert_eq!(kind(12 << 20) & 2, 2, "a hole is not known to read as zeros:\n{map}");
+    assert_eq!(
+        kind(12 << 20) & 2,
+        2,
+        "a hole is not known to read as zeros:\n{map}"
+    );
     server.stop();
 }
 
@@ -121,9 +147,15 @@ fn nbdcopy_brings_the_same_bytes_in_and_out() {
         fs::write(&source, &bytes).unwrap();
         let (source, copy_name) = (source.display().to_string(), copy.display().to_string());
         run("nbdcopy", &[options, &["--flush", &source, &uri]].concat());
-        assert!(fs::read(&image).unwrap() == bytes, "the image differs, {uri} {options:?}");
+        assert!(
+            fs::read(&image).unwrap() == bytes,
+            "the image differs, {uri} {options:?}"
+        );
         run("nbdcopy", &[options, &[uri.as_str(), &copy_name]].concat());
-        assert!(fs::read(&copy).unwrap() == bytes, "the copy differs, {uri} {options:?}");
+        assert!(
+            fs::read(&copy).unwrap() == bytes,
+            "the copy differs, {uri} {options:?}"
+        );
     }
     server.stop();
 }

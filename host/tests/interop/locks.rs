@@ -15,10 +15,16 @@ const MIB: usize = 1 << 20;
 
 /// A refusal that somebody can act on: which image, and that somebody else has it.
 fn assert_says_in_use(said: &str, image: &Path) {
-    assert!(said.contains(&image.display().to_string()), "which image? {said}");
+    assert!(
+        said.contains(&image.display().to_string()),
+        "which image? {said}"
+    );
     let lower = said.to_lowercase();
     let words = ["in use", "lock", "another process", "being served", "busy"];
-    assert!(words.iter().any(|word| lower.contains(word)), "no reason is given: {said}");
+    assert!(
+        words.iter().any(|word| lower.contains(word)),
+        "no reason is given: {said}"
+    );
 }
 
 #[test]
@@ -28,17 +34,32 @@ fn a_second_server_is_refused_and_told_why() {
     }
     let stage = Stage::new();
     let (image, _) = stage.noise("disk.img", MIB);
-    let first = stage.serve(&image);
-    let said = Serve::raw("disk", &image).unix(&stage.path("second")).refused();
+    let mut first = stage.serve(&image);
+    let said = Serve::raw("disk", &image)
+        .unix(&stage.path("second"))
+        .refused();
     assert_says_in_use(&said, &image);
-    assert_eq!(said.trim().lines().count(), 1, "one line was wanted: {said}");
+    assert_eq!(
+        said.trim().lines().count(),
+        1,
+        "one line was wanted: {said}"
+    );
     // The same image by another name is the same image.
     let link = stage.path("link.img");
     fs::hard_link(&image, &link).unwrap();
-    assert_says_in_use(&Serve::raw("disk", &link).unix(&stage.path("second")).refused(), &link);
+    assert_says_in_use(
+        &Serve::raw("disk", &link)
+            .unix(&stage.path("second"))
+            .refused(),
+        &link,
+    );
+    first.assert_alive();
     run("nbdcopy", &[&unix(&first, "disk"), "null:"]);
     first.stop();
-    Serve::raw("disk", &image).unix(&stage.path("second")).start().stop();
+    Serve::raw("disk", &image)
+        .unix(&stage.path("second"))
+        .start()
+        .stop();
 }
 
 #[test]
@@ -63,7 +84,9 @@ fn readers_share_an_image_but_not_with_a_writer() {
     };
     let first = reader("first").start();
     let second = reader("second").start();
-    let said = Serve::raw("disk", &image).unix(&stage.path("writer")).refused();
+    let said = Serve::raw("disk", &image)
+        .unix(&stage.path("writer"))
+        .refused();
     assert_says_in_use(&said, &image);
     first.stop();
     second.stop();
@@ -77,7 +100,10 @@ fn one_image_cannot_be_two_writable_exports_of_one_server() {
         .and_raw("b", &image)
         .unix(&stage.path("sock"))
         .refused();
-    assert!(said.contains(&image.display().to_string()), "which image? {said}");
+    assert!(
+        said.contains(&image.display().to_string()),
+        "which image? {said}"
+    );
 }
 
 #[test]
@@ -86,12 +112,23 @@ fn destroy_and_init_force_are_refused_while_an_image_is_served() {
     let (image, bytes) = stage.noise("disk.img", MIB);
     let server = stage.serve(&image);
     let destroy = nbd_rs(&["destroy", "raw", &url(&image)]);
-    assert!(!destroy.status.success(), "a served image was destroyed: {}", text(&destroy));
+    assert!(
+        !destroy.status.success(),
+        "a served image was destroyed: {}",
+        text(&destroy)
+    );
     assert_says_in_use(&text(&destroy), &image);
     let init = nbd_rs(&["init", "--force", "--size", "2Mi", "raw", &url(&image)]);
-    assert!(!init.status.success(), "a served image was made anew: {}", text(&init));
+    assert!(
+        !init.status.success(),
+        "a served image was made anew: {}",
+        text(&init)
+    );
     assert_says_in_use(&text(&init), &image);
-    assert!(fs::read(&image).unwrap() == bytes, "a refused command changed the image");
+    assert!(
+        fs::read(&image).unwrap() == bytes,
+        "a refused command changed the image"
+    );
     server.stop();
 }
 
@@ -145,7 +182,9 @@ fn an_image_that_qemu_uses_is_not_served() {
         }
         thread::sleep(Duration::from_millis(25));
     }
-    let said = Serve::raw("disk", &image).unix(&stage.path("sock")).refused();
+    let said = Serve::raw("disk", &image)
+        .unix(&stage.path("sock"))
+        .refused();
     assert_says_in_use(&said, &image);
     drop(qemu);
     stage.serve(&image).stop();

@@ -33,16 +33,34 @@ fn qemu_img_converts_and_compares_over_both_sockets() {
     let server = stage.serve(&image);
     for uri in [unix(&server, "disk"), tcp(&server, "disk")] {
         fs::write(&image, vec![0xee; bytes.len()]).unwrap();
-        run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &source, &uri]);
-        assert!(fs::read(&image).unwrap() == bytes, "the image differs after convert to {uri}");
-        run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &uri]);
+        run(
+            "qemu-img",
+            &["convert", "-n", "-f", "raw", "-O", "raw", &source, &uri],
+        );
+        assert!(
+            fs::read(&image).unwrap() == bytes,
+            "the image differs after convert to {uri}"
+        );
+        run(
+            "qemu-img",
+            &["compare", "-f", "raw", "-F", "raw", &source, &uri],
+        );
         let back = stage.path("back.qcow2").display().to_string();
-        run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, &back]);
-        run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &source, &back]);
+        run(
+            "qemu-img",
+            &["convert", "-f", "raw", "-O", "qcow2", &uri, &back],
+        );
+        run(
+            "qemu-img",
+            &["compare", "-f", "raw", "-F", "qcow2", &source, &back],
+        );
         let info = run("qemu-img", &["info", "--output=json", "-f", "raw", &uri]);
         assert!(info.contains("\"virtual-size\": 33554432"), "{info}");
         let map = run("qemu-img", &["map", "--output=json", "-f", "raw", &uri]);
-        assert!(map.contains("\"zero\": true"), "no zeros in the map:\n{map}");
+        assert!(
+            map.contains("\"zero\": true"),
+            "no zeros in the map:\n{map}"
+        );
         assert!(map.contains("\"data\": true"), "no data in the map:\n{map}");
     }
     server.stop();
@@ -60,8 +78,20 @@ fn qemu_img_sees_a_difference() {
     fs::write(&image, &bytes).unwrap();
     let server = stage.serve(&image);
     let source = source.display().to_string();
-    let words = ["compare", "-f", "raw", "-F", "raw", &source, &unix(&server, "disk")];
-    assert_eq!(tool("qemu-img", &words).status.code(), Some(1), "a flipped bit was not seen");
+    let words = [
+        "compare",
+        "-f",
+        "raw",
+        "-F",
+        "raw",
+        &source,
+        &unix(&server, "disk"),
+    ];
+    assert_eq!(
+        tool("qemu-img", &words).status.code(),
+        Some(1),
+        "a flipped bit was not seen"
+    );
     server.stop();
 }
 
@@ -120,13 +150,19 @@ fn discard_gives_space_back_and_write_zeroes_keeps_it() {
     let used = || fs::metadata(&image).unwrap().blocks() * 512;
     qemu_io(&uri, &["write -P 1 0 16M", "flush"]);
     let full = used();
-    assert!(full >= 16 << 20, "16 MiB were written, {full} bytes are in use");
+    assert!(
+        full >= 16 << 20,
+        "16 MiB were written, {full} bytes are in use"
+    );
     qemu_io(&uri, &["write -z 0 4M", "flush"]);
     assert!(used() >= 16 << 20, "WRITE_ZEROES with NO_HOLE made a hole");
     qemu_io(&uri, &["discard 4M 4M", "flush"]);
     assert!(used() <= full - (4 << 20), "TRIM freed nothing");
     qemu_io(&uri, &["write -z -u 8M 4M", "flush"]);
-    assert!(used() <= full - (8 << 20), "WRITE_ZEROES that may make a hole freed nothing");
+    assert!(
+        used() <= full - (8 << 20),
+        "WRITE_ZEROES that may make a hole freed nothing"
+    );
     server.stop();
 }
 
@@ -139,12 +175,31 @@ fn qemu_img_bench_keeps_many_requests_with_flushes_in_flight() {
     let image = stage.empty("disk.img", 64 << 20);
     let server = stage.serve(&image);
     let uri = unix(&server, "disk");
-    run("qemu-img", &["bench", "-f", "raw", "-c", "4000", "-d", "64", "-s", "8192", &uri]);
-    let write = ["-w", "--pattern=90", "--flush-interval=64", "-c", "4000", "-d", "64"];
-    run("qemu-img", &[["bench", "-f", "raw"].as_slice(), &write, &[&uri]].concat());
+    run(
+        "qemu-img",
+        &[
+            "bench", "-f", "raw", "-c", "4000", "-d", "64", "-s", "8192", &uri,
+        ],
+    );
+    let write = [
+        "-w",
+        "--pattern=90",
+        "--flush-interval=64",
+        "-c",
+        "4000",
+        "-d",
+        "64",
+    ];
+    run(
+        "qemu-img",
+        &[["bench", "-f", "raw"].as_slice(), &write, &[&uri]].concat(),
+    );
     server.stop();
     let bytes = fs::read(&image).unwrap();
-    assert!(bytes[..4000 * 4096].iter().all(|&byte| byte == 90), "writes are missing");
+    assert!(
+        bytes[..4000 * 4096].iter().all(|&byte| byte == 90),
+        "writes are missing"
+    );
 }
 
 #[test]
@@ -165,7 +220,21 @@ fn a_read_only_export_says_so_and_keeps_its_bytes() {
         let output = tool("qemu-io", &["-f", "raw", "-c", command, &uri]);
         assert!(!output.status.success(), "{command} on a read-only export");
     }
-    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &image.display().to_string(), &uri]);
+    run(
+        "qemu-img",
+        &[
+            "compare",
+            "-f",
+            "raw",
+            "-F",
+            "raw",
+            &image.display().to_string(),
+            &uri,
+        ],
+    );
     server.stop();
-    assert!(fs::read(&image).unwrap() == bytes, "a read-only image has changed");
+    assert!(
+        fs::read(&image).unwrap() == bytes,
+        "a read-only image has changed"
+    );
 }

@@ -43,7 +43,10 @@ impl Stage {
 
     /// Serves this image as `disk` on TCP and on the unix socket.
     pub(crate) fn serve(&self, image: &std::path::Path) -> Server {
-        Serve::raw("disk", image).tcp().unix(&self.path("sock")).start()
+        Serve::raw("disk", image)
+            .tcp()
+            .unix(&self.path("sock"))
+            .start()
     }
 }
 
