@@ -2,21 +2,29 @@
 # Brings what the guest test boots into a directory of its own: an emulator, a kernel with its
 # nbd module, and an initramfs with busybox, nbd-client and the ext4 tools.
 #
-#   scripts/fetch-guest.sh [DIR]      DIR: $NBD_RS_GUEST_DIR, or ~/.cache/nbd-rs-test/guest
+#   scripts/fetch-guest.sh [--ready] [DIR]
+#
+# DIR is $NBD_RS_GUEST_DIR, or ~/.cache/nbd-rs-test/guest. --ready only says whether all is there.
 #
 # Debian packages are downloaded and unpacked, never installed: installing Debian's emulator
 # would replace newer qemu-utils that this machine may have. Nothing outside DIR is changed.
 # Done already? Then it does nothing.
 set -euo pipefail
 
+only_ask=
+if [ "${1:-}" = --ready ]; then
+    only_ask=1
+    shift
+fi
 dir=${1:-${NBD_RS_GUEST_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/nbd-rs-test/guest}}
 # Raised whenever this script makes something else than before.
 version=2
 
 if [ "$(cat "$dir/complete" 2>/dev/null)" = "$version" ]; then
-    echo "guest: ready in $dir"
+    [ -n "$only_ask" ] || echo "guest: ready in $dir"
     exit 0
 fi
+[ -z "$only_ask" ] || exit 1
 for tool in apt-get apt-cache dpkg-deb dpkg-query cpio ldd busybox nbd-client mke2fs; do
     command -v "$tool" >/dev/null || { echo "guest: $tool is missing" >&2; exit 1; }
 done

@@ -192,13 +192,18 @@ impl Client {
 
     /// The next reply, whichever request it answers.
     pub(crate) fn receive(&mut self) -> io::Result<Reply> {
-        if self.structured {
-            return self.receive_structured();
+        match self.u32()? {
+            SIMPLE => {}
+            STRUCTURED if self.structured => return self.receive_structured(),
+            magic => panic!("{magic:#x} is not the magic of a reply"),
         }
-        assert_eq!(self.u32()?, SIMPLE, "the magic of a simple reply");
         let error = self.u32()?;
         let cookie = self.u64()?;
         let wanted = self.waiting.remove(&cookie).expect("a cookie that we sent");
+        assert!(
+            wanted.is_none() || !self.structured,
+            "a simple reply to a READ"
+        );
         let data = match wanted {
             Some((_, length)) if error == 0 => self.bytes(length)?,
             _ => Vec::new(),
@@ -210,13 +215,12 @@ impl Client {
         })
     }
 
-    /// All chunks of one reply. Chunks of several requests may alternate in general; tests that
-    /// use this wait for each reply.
+    /// All chunks of one reply, whose first magic was read. In general chunks of several requests
+    /// may alternate; tests that use this wait for each reply.
     fn receive_structured(&mut self) -> io::Result<Reply> {
         let mut error = 0;
         let mut data = Vec::new();
         loop {
-            assert_eq!(self.u32()?, STRUCTURED, "the magic of a structured reply");
             let head = self.bytes(8 + 4 + 4)?;
             let done = u16::from_be_bytes([head[0], head[1]]) & 1 == 1;
             let kind = u16::from_be_bytes([head[2], head[3]]);
@@ -253,6 +257,7 @@ impl Client {
                     data,
                 });
             }
+            assert_eq!(self.u32()?, STRUCTURED, "the magic of the next chunk");
         }
     }
 
