@@ -1,1 +1,5 @@
 //! nbd-rs.
+
+pub mod plugin;
+
+pub mod pool;
