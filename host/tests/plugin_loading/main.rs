@@ -1,0 +1,8 @@
+//! How plugins are found and loaded, with real libraries: good ones, bad ones, and files that only
+//! look like libraries. Whatever a file is, it costs one line, never the process.
+
+mod broken;
+mod interface;
+mod panics;
+mod places;
+mod support;
