@@ -2,11 +2,12 @@
 //! pages that it has given up on.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tempfile::{tempdir, TempDir};
 
-use crate::client::{Client, EIO, FUA, TRIM, WRITE_ZEROES};
+use crate::client::{Client, EIO, FLUSH, FUA, TRIM, WRITE_ZEROES};
 use crate::server::{init_raw, Serve, Server};
 use crate::tools::present;
 use crate::trace::{Trace, SYNC};
@@ -178,6 +179,29 @@ fn c05_a_second_failed_sync_starts_over() {
 }
 
 #[test]
+fn c05_what_is_written_while_a_sync_fails_may_be_lost_with_it() {
+    // The kernel's own write-back takes a page whenever it likes, and whichever sync comes next
+    // tells of its failure, once.
+    let Some(stage) = Stage::new() else { return };
+    let mut a = Client::unix(&stage.server);
+    let mut b = Client::unix(&stage.server);
+    assert_eq!(a.write(0, 0, &[1; 4 * KIB]), 0);
+    let log = stage.dir.path().join("strace");
+    let how = "error=EIO:delay_enter=700000";
+    let failing = Trace::attach(&stage.server, &log, SYNC, how);
+    a.send(FLUSH, 0, 0, 0, &[]).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(b.write(0, 1 << 20, &[1; 4 * KIB]), 0, "while the sync runs");
+    assert_eq!(a.receive().unwrap().error, EIO);
+    failing.detach();
+    assert_eq!(a.write(0, 0, &[2; 4 * KIB]), 0);
+    assert_eq!(a.flush(), EIO, "the error may have been the other unit's");
+    assert_eq!(b.write(0, 1 << 20, &[2; 4 * KIB]), 0);
+    assert_eq!(a.flush(), 0, "both were written again");
+    stage.server.stop();
+}
+
+#[test]
 fn c05_a_failed_fua_write_is_not_durable_later_by_itself() {
     let Some(stage) = Stage::new() else { return };
     let mut client = Client::unix(&stage.server);
@@ -218,9 +242,7 @@ fn c05_a_restart_forgets_the_failure() {
     let image = stage.image();
     let Stage { mut server, dir } = stage;
     server.signal(Signal::KILL);
-    server
-        .wait(std::time::Duration::from_secs(5))
-        .expect("killed");
+    server.wait(Duration::from_secs(5)).expect("killed");
     drop(server);
     let server = serve(&image, dir.path());
     assert_eq!(

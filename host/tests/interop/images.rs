@@ -166,28 +166,31 @@ fn a_block_device_is_served_and_never_destroyed() {
     );
 }
 
-/// Served with `--read-only` it works; without, it is refused or offered as read-only.
+/// What cannot be written is served read-only, whether that was asked for or not; if not, the log
+/// says so.
 fn only_readable(stage: &Stage, image: &Path, bytes: &[u8]) {
-    let readers = Serve::raw("disk", image)
-        .unix(&stage.path("reader"))
-        .words(["--read-only"])
-        .start();
-    let uri = unix(&readers, "disk");
-    assert!(read_all(stage, &uri) == bytes, "other bytes were served");
-    let write = tool("qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]);
-    assert!(!write.status.success(), "a read-only export was written");
-    readers.stop();
-    let said = Serve::raw("disk", image)
-        .unix(&stage.path("writer"))
-        .refused();
-    assert!(
-        said.contains(&image.display().to_string()),
-        "the refusal does not name the image: {said}"
-    );
+    for asked in [true, false] {
+        let mut serve = Serve::raw("disk", image).unix(&stage.path("sock"));
+        if asked {
+            serve = serve.words(["--read-only"]);
+        }
+        let server = serve.start();
+        let uri = unix(&server, "disk");
+        assert!(read_all(stage, &uri) == bytes, "other bytes were served");
+        let json = run("nbdinfo", &["--json", &uri]);
+        assert!(json.contains("\"is_read_only\": true"), "{json}");
+        let write = tool("qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]);
+        assert!(!write.status.success(), "a read-only export was written");
+        let log = server.log();
+        let told = log.contains("read-only") && log.contains(&image.display().to_string());
+        assert!(asked || told, "nobody said that it is read-only: {log}");
+        server.stop();
+    }
+    assert!(fs::read(image).unwrap() == bytes, "the bytes have changed");
 }
 
 #[test]
-fn an_immutable_file_is_served_read_only_and_refused_otherwise() {
+fn an_immutable_file_is_served_read_only() {
     if !present_as_root(&["nbdcopy", "qemu-io", "chattr"]) {
         return;
     }
@@ -211,7 +214,7 @@ fn an_immutable_file_is_served_read_only_and_refused_otherwise() {
 }
 
 #[test]
-fn a_file_on_a_read_only_mount_is_served_read_only_and_refused_otherwise() {
+fn a_file_on_a_read_only_mount_is_served_read_only() {
     if !present_as_root(&["nbdcopy", "qemu-io"]) {
         return;
     }
