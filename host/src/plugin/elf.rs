@@ -114,7 +114,9 @@ fn check_extent<'a, R: ReadRef<'a>>(
     sections: &[Section],
 ) -> Result<(), LoadError> {
     if segments.is_empty() || sections.is_empty() {
-        return Err(LoadError::Damaged("no table of segments or sections"));
+        return Err(LoadError::Damaged(
+            "no table of segments or sections (stripped of too much?)",
+        ));
     }
     let len = file.len().map_err(|()| LoadError::Truncated)?;
     let segments = segments.iter().map(|segment| segment.file_range(endian));
@@ -248,6 +250,56 @@ mod tests {
             file[16..18].copy_from_slice(&kind.to_ne_bytes());
             assert!(matches!(check(&file[..]), Err(LoadError::NotALibrary(_))));
         }
+    }
+
+    /// Every length with this answer is a hole.
+    fn first_hole(file: &[u8], step: usize) -> Option<usize> {
+        assert_eq!(check(file), Err(LoadError::NotAPlugin), "whole");
+        let refused = |answer| {
+            matches!(
+                answer,
+                Err(LoadError::Truncated | LoadError::NotALibrary(_))
+            )
+        };
+        let mut lengths = (0..file.len()).rev().step_by(step);
+        lengths.find(|len| !refused(check(&file[..*len])))
+    }
+
+    #[test]
+    fn a_file_cut_at_any_byte_is_refused() {
+        assert_eq!(first_hole(&own_executable(), 1), None);
+    }
+
+    /// The table of sections usually stands at the end and shows every cut by its absence. A tool
+    /// may have moved it; then the segments and sections must show the cut.
+    #[test]
+    fn a_table_of_sections_elsewhere_hides_no_cut() {
+        let mut file = own_executable();
+        let header = Header::parse(&file[..]).unwrap();
+        let endian = header.endian().unwrap();
+        let table = header.e_shoff(endian) as usize..file.len();
+        let sections = header.section_headers(endian, &file[..]).unwrap();
+        let ends = sections
+            .iter()
+            .filter_map(|section| section.file_range(endian));
+        let end = ends.map(|(offset, len)| offset + len).max().unwrap();
+        let text = sections.iter().max_by_key(|section| {
+            let runs = section.sh_flags(endian) & u64::from(elf::SHF_EXECINSTR) != 0;
+            (runs, section.sh_size(endian))
+        });
+        let elsewhere = text.unwrap().sh_offset(endian) as usize;
+        file.copy_within(table.clone(), elsewhere);
+        file.truncate(end as usize);
+        file[40..48].copy_from_slice(&elsewhere.to_ne_bytes());
+        assert_eq!(first_hole(&file, 61), None);
+    }
+
+    #[test]
+    fn without_a_table_of_sections_nobody_can_tell() {
+        let mut file = own_executable();
+        file[40..48].fill(0);
+        let text = check(&file[..]).unwrap_err().to_string();
+        assert!(text.contains("stripped"), "{text}");
     }
 
     proptest::proptest! {

@@ -1,16 +1,12 @@
 //! `nbd-rs plugins`: the registry for people, and for scripts.
 
 use std::fmt::Write as _;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use nbd_rs_plugin::{OptionSpec, Role};
 use serde_json::{json, Value};
 
-use super::{text, Plugin, Registry};
-
-/// Longest path that is printed.
-const PATH_MAX: usize = 4096;
+use super::text::path;
+use super::{Plugin, Registry};
 
 impl Registry {
     /// The list for people.
@@ -51,10 +47,6 @@ impl Registry {
         });
         format!("{value:#}\n")
     }
-}
-
-fn path(path: &Path) -> String {
-    text::line_of_bytes(path.as_os_str().as_bytes(), PATH_MAX)
 }
 
 fn role(role: Role) -> &'static str {

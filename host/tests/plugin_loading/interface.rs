@@ -268,3 +268,14 @@ fn a_plugin_of_an_older_minor_version_is_used_by_a_newer_host() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said.trim(), "interface 1.0.0 later 11 got 9", "{output:?}");
 }
+
+#[test]
+fn a_plugin_of_another_project_is_refused_before_its_first_function_runs() {
+    let folder = Folder::new();
+    let path = folder.copy(&fixture("another_project"), "x.so");
+    let reason = refusal(&folder, &path);
+    assert!(
+        reason.contains("something else (fixture-another-project)"),
+        "{reason}"
+    );
+}
