@@ -6,7 +6,7 @@ use nbd_rs_plugin::{OptionSpec, Role};
 use serde_json::{json, Value};
 
 use super::text::path;
-use super::{Plugin, Registry};
+use super::{Plugin, PluginDir, Refused, Registry, Shadowed};
 
 impl Registry {
     /// The list for people.
@@ -35,15 +35,12 @@ impl Registry {
 
     /// The same for scripts: one JSON object.
     pub fn to_json(&self) -> String {
-        let refused = |refused: &super::Refused| json!({ "path": path(&refused.path), "reason": refused.reason.to_string() });
-        let shadowed = |shadowed: &super::Shadowed| json!({ "path": path(&shadowed.path), "scheme": shadowed.scheme, "by": path(&shadowed.by) });
-        let dir = |dir: &super::PluginDir| json!({ "path": path(&dir.path), "origin": dir.origin.to_string() });
         let value = json!({
             "plugins": list(self.plugins(), plugin_json),
-            "shadowed": list(self.shadowed(), shadowed),
-            "refused": list(self.refused(), refused),
+            "shadowed": list(self.shadowed(), shadowed_json),
+            "refused": list(self.refused(), refused_json),
             "warnings": self.warnings(),
-            "searched": list(self.dirs(), dir),
+            "searched": list(self.dirs(), dir_json),
         });
         format!("{value:#}\n")
     }
@@ -168,6 +165,22 @@ fn plugin_json(plugin: &Plugin) -> Value {
     })
 }
 
+fn shadowed_json(shadowed: &Shadowed) -> Value {
+    json!({
+        "path": path(&shadowed.path),
+        "scheme": shadowed.scheme,
+        "by": path(&shadowed.by),
+    })
+}
+
+fn refused_json(refused: &Refused) -> Value {
+    json!({ "path": path(&refused.path), "reason": refused.reason.to_string() })
+}
+
+fn dir_json(dir: &PluginDir) -> Value {
+    json!({ "path": path(&dir.path), "origin": dir.origin.to_string() })
+}
+
 fn option_json(option: &OptionSpec) -> Value {
     let choices: Vec<&str> = option
         .choices
@@ -190,7 +203,7 @@ mod tests {
 
     use super::*;
     use crate::plugin::registry::tests::plugin;
-    use crate::plugin::{LoadError, Refused, Shadowed};
+    use crate::plugin::LoadError;
 
     fn registry() -> Registry {
         let said = Description::store("s3", "0.1.0")

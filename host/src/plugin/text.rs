@@ -38,8 +38,10 @@ pub(super) fn path(path: &Path) -> String {
 
 /// Whether a character could move the cursor, end the line or reorder what is read.
 fn is_hostile(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let turns = matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}');
+    let isolates = matches!(char, '\u{2066}'..='\u{2069}');
+    let breaks = matches!(char, '\u{2028}' | '\u{2029}');
+    char.is_control() || turns || isolates || breaks
 }
 
 #[cfg(test)]

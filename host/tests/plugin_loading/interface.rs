@@ -145,6 +145,26 @@ impl Version {
     }
 }
 
+/// The plugin room and what it stands on, without the rest of the host.
+const NEXT_HOST: &str = r#"
+[package]
+name = "next-host"
+version = "0.1.0"
+edition.workspace = true
+
+[dependencies]
+abi_stable.workspace = true
+async-ffi.workspace = true
+futures-util.workspace = true
+libloading.workspace = true
+nbd-rs-plugin.workspace = true
+object.workspace = true
+rustix.workspace = true
+serde_json.workspace = true
+tokio = { workspace = true, features = ["rt-multi-thread", "time"] }
+tracing.workspace = true
+"#;
+
 /// The host's plugin room, built against [`MINOR`].
 fn next_host() -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
@@ -152,16 +172,8 @@ fn next_host() -> PathBuf {
     BUILT.get_or_init(|| {
         MINOR.plugin();
         let host = root.join("host");
-        let manifest = std::fs::read_to_string(repository().join("host/Cargo.toml")).unwrap();
-        let from = manifest.find("[lib]").unwrap()..manifest.find("[dependencies]").unwrap();
-        let manifest = manifest.replacen(&manifest[from], "", 1);
-        let manifest = replaced(&manifest, "name = \"nbd-rs\"", "name = \"next-host\"");
-        write(&host.join("Cargo.toml"), &manifest);
+        write(&host.join("Cargo.toml"), NEXT_HOST);
         write(&host.join("src/main.rs"), include_str!("next_host.rs"));
-        write(
-            &host.join("src/pool.rs"),
-            &std::fs::read_to_string(repository().join("host/src/pool.rs")).unwrap(),
-        );
         copy_all(
             &repository().join("host/src/plugin"),
             &host.join("src/plugin"),
