@@ -1,2 +1,5 @@
-//! nbd-rs.
-fn main() {}
+//! Arguments in, exit code out.
+
+fn main() -> std::process::ExitCode {
+    nbd_rs::cli::main()
+}

@@ -198,6 +198,24 @@ impl Buf {
         }
     }
 
+    /// A buffer whose owner counts by a table of its own, such as a pool's block.
+    ///
+    /// # Safety
+    /// As for [`from_raw_parts`](Buf::from_raw_parts); `data` must carry one reference that this
+    /// value takes over, and `vtable` must count references to it from any thread.
+    pub unsafe fn from_raw_owner(
+        ptr: *mut u8,
+        len: usize,
+        data: *const (),
+        vtable: &'static OwnerVtable,
+    ) -> Self {
+        Self {
+            ptr,
+            len,
+            owner: Owner { data, vtable },
+        }
+    }
+
     /// Cuts off the first `at` bytes; the two parts share the owner.
     ///
     /// # Panics
@@ -289,6 +307,13 @@ impl Mapped {
     /// Where the mapping begins; for system calls only.
     pub fn as_ptr(&self) -> *const u8 {
         self.ptr
+    }
+
+    /// The piece as an argument of a system call. Its bytes must not be looked at.
+    pub fn as_io_slice(&self) -> std::io::IoSlice<'_> {
+        // SAFETY: the range is mapped while the owner lives, which `self` keeps. The slice only
+        // carries the address to the kernel, which copies with its own fault handling.
+        std::io::IoSlice::new(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
     }
 
     /// Bytes in this piece.

@@ -58,7 +58,7 @@ pub fn size(text: &str) -> Result<u64> {
         let scale = 10u128.pow(fraction.len() as u32);
         let part: u128 = fraction.parse().map_err(|_| bad("not a number"))?;
         let scaled = part << shift;
-        if scaled % scale != 0 && shift == 0 {
+        if shift == 0 && !scaled.is_multiple_of(scale) {
             return Err(bad("a fraction of a byte"));
         }
         bytes += scaled / scale;

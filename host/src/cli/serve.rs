@@ -1,0 +1,196 @@
+//! `nbd-rs serve`: volumes are opened, clients let in, and the end awaited.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use nbd_rs_plugin::options::display_size;
+use percent_encoding::{utf8_percent_encode, AsciiSet, NON_ALPHANUMERIC};
+use tokio::signal::unix::{signal, Signal, SignalKind};
+
+use super::args::Serve;
+use super::info::RAW_FLUSH;
+use crate::error::{printable, Error, Kind, Result};
+use crate::export::Export;
+use crate::layout::open::Volume;
+use crate::nbd::options::Exports;
+use crate::nbd::wire::constants::MAX_STRING_BYTES;
+use crate::plugin::Registry;
+use crate::runtime;
+use crate::serve::listen::{Address, Listener};
+use crate::serve::shared::Limits;
+use crate::serve::Server;
+
+const DEFAULT_ADDRESS: &str = "127.0.0.1:10809";
+/// Exit code: something acknowledged may not be durable.
+const NOT_FLUSHED: u8 = 3;
+/// Exit code: requests in flight did not come to their end.
+const NOT_FINISHED: u8 = 4;
+/// What a write beyond the file-size limit raises; without a handler it kills.
+const SIGXFSZ: i32 = 25;
+/// Smallest memory budget that can hold a payload, in bytes.
+const MIN_MEMORY_BYTES: u64 = 64 << 20;
+
+/// Serves until a signal comes.
+pub(super) fn run(args: Serve, registry: &Registry) -> Result<ExitCode> {
+    let mut signals = runtime::block_on(async { Signals::catch() })?;
+    let mut addresses = args.listen;
+    if addresses.is_empty() {
+        addresses.push(DEFAULT_ADDRESS.parse()?);
+    }
+    // The doors come first: somebody else's server there is noticed before a volume is locked.
+    let bind = |address: &Address| Listener::bind(address, args.socket_mode);
+    let listeners: Vec<Listener> = addresses.iter().map(bind).collect::<Result<_>>()?;
+    let exports = open_exports(&args.export, args.read_only, registry)?;
+    announce(&listeners, &exports);
+    let limits = Limits {
+        connections: args.max_connections,
+        memory_bytes: args.memory.max(MIN_MEMORY_BYTES),
+    };
+    let server = Server::start(listeners, exports, limits)?;
+    println!("ready");
+    let (_, name) = runtime::block_on(signals.next());
+    tracing::info!("{name}: finishing what is in flight");
+    runtime::handle().spawn(async move {
+        let (number, name) = signals.next().await;
+        tracing::warn!("{name} again: ending at once");
+        // What was acknowledged is with the kernel: only the last flush is left out.
+        std::process::exit(128 + number);
+    });
+    Ok(judge(server))
+}
+
+/// Stops the server; the exit code tells how that went.
+fn judge(server: Server) -> ExitCode {
+    let ending = server.stop();
+    if ending.flushed.is_err() {
+        tracing::error!("something acknowledged may not be durable");
+        return ExitCode::from(NOT_FLUSHED);
+    }
+    if ending.unfinished > 0 {
+        tracing::error!("{} connections did not end in time", ending.unfinished);
+        return ExitCode::from(NOT_FINISHED);
+    }
+    tracing::info!("flushed, good bye");
+    ExitCode::SUCCESS
+}
+
+fn open_exports(words: &[String], read_only: bool, registry: &Registry) -> Result<Exports> {
+    let mut exports = Exports::default();
+    for three in words.chunks_exact(3) {
+        let [name, driver, config] = three else {
+            continue;
+        };
+        if name.len() > MAX_STRING_BYTES {
+            return Err(Error::new(
+                Kind::Invalid,
+                "an export name of over 4096 bytes",
+            ));
+        }
+        let shown = printable(name, 80);
+        if exports.0.iter().any(|export| export.name == *name) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("two exports named {shown:?}"),
+            ));
+        }
+        let volume = Volume::parse(driver, config, registry)?;
+        let opened = runtime::block_on(volume.open(registry, read_only));
+        let layout = opened.map_err(|error| error.context(format_args!("export {shown:?}")))?;
+        let export = Export::new(name.clone(), volume.to_string(), layout, read_only);
+        exports.0.push(Arc::new(export));
+    }
+    Ok(exports)
+}
+
+/// What is served, and how to attach a client.
+fn announce(listeners: &[Listener], exports: &Exports) {
+    for export in &exports.0 {
+        let mode = match export.is_read_only() {
+            true => "read-only",
+            false => "read-write",
+        };
+        println!(
+            "export {:?}: {}, {mode}, {}; a flush is {RAW_FLUSH}",
+            printable(&export.name, 80),
+            display_size(export.size()),
+            export.description,
+        );
+    }
+    for listener in listeners {
+        println!("listening on {}", listener.address);
+    }
+    if let (Some(listener), Some(export)) = (listeners.first(), exports.0.first()) {
+        println!("to attach a client:");
+        for line in attach_lines(&listener.address, &export.name) {
+            println!("  {line}");
+        }
+    }
+}
+
+/// The lines that attach common clients to an export.
+fn attach_lines(address: &Address, name: &str) -> Vec<String> {
+    const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+    let escaped = utf8_percent_encode(name, ESCAPED);
+    let quoted = format!("'{}'", name.replace('\'', r"'\''"));
+    match address {
+        Address::Tcp(address) => {
+            let (host, port) = address.rsplit_once(':').unwrap_or((address, "10809"));
+            vec![
+                format!("qemu-system-x86_64 -drive file=nbd://{address}/{escaped},format=raw ..."),
+                format!("nbd-client -N {quoted} {host} {port} /dev/nbd0"),
+                format!("nbdcopy nbd://{address}/{escaped} copy.img"),
+            ]
+        }
+        Address::Unix(path) => {
+            let path = path.display();
+            let url = format!("nbd+unix:///{escaped}?socket={path}");
+            vec![
+                format!("qemu-system-x86_64 -drive 'file={url},format=raw' ..."),
+                format!("nbd-client -N {quoted} -unix {path} /dev/nbd0"),
+                format!("nbdcopy '{url}' copy.img"),
+            ]
+        }
+    }
+}
+
+/// The signals that end the server.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// Caught so that a write beyond the file-size limit is an error and not the end.
+    _file_size: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self> {
+        let catch = |kind| signal(kind).map_err(|error| Error::os(&error, "catching signals"));
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            _file_size: catch(SignalKind::from_raw(SIGXFSZ))?,
+        })
+    }
+
+    /// Number and name of the next one.
+    async fn next(&mut self) -> (i32, &'static str) {
+        tokio::select! {
+            _ = self.terminate.recv() => (15, "SIGTERM"),
+            _ = self.interrupt.recv() => (2, "SIGINT"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attach_lines_quote_what_needs_it() {
+        let lines = attach_lines(&Address::Tcp("127.0.0.1:10809".into()), "my disk");
+        assert_eq!(
+            lines[1],
+            "nbd-client -N 'my disk' 127.0.0.1 10809 /dev/nbd0"
+        );
+        assert_eq!(lines[2], "nbdcopy nbd://127.0.0.1:10809/my%20disk copy.img");
+    }
+}

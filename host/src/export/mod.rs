@@ -1,0 +1,274 @@
+//! What a client sees of a volume: a name, a size, what it can do, and the order of what is done.
+
+pub mod range_lock;
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use nbd_rs_plugin::{
+    Body, Capabilities, CapabilityFlags, Data, Extent, Piece, ReadFlags, Result, ZeroFlags,
+};
+
+use crate::backend::Answer;
+use crate::layout::Layout;
+use range_lock::{RangeGuard, RangeLock};
+
+/// The largest payload in either direction, in bytes (proto.md, "Block size constraints").
+pub const MAX_PAYLOAD_BYTES: u32 = 32 << 20;
+
+/// A volume with a name.
+pub struct Export {
+    /// What a client asks for; exact bytes.
+    pub name: String,
+    /// One line for a person.
+    pub description: String,
+    read_only: bool,
+    size: u64,
+    capabilities: Capabilities,
+    layout: Arc<dyn Layout>,
+    locks: RangeLock,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Export({:?})", self.name)
+    }
+}
+
+/// The sizes of requests that an export takes, in bytes (`NBD_INFO_BLOCK_SIZE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockSizes {
+    /// Smallest size and alignment.
+    pub minimum: u32,
+    /// The size that serves best.
+    pub preferred: u32,
+    /// Largest payload.
+    pub maximum: u32,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It was made.
+    Made,
+    /// Its requester was gone before it started, so it never will (contract C3).
+    Dropped,
+}
+
+/// Whoever asked for a change.
+pub trait Requester: Send + Sync {
+    /// Whether the connection is known to be dead, asked right before a change starts.
+    fn is_gone(&self) -> bool;
+}
+
+/// Reaches the locks through the export that owns them.
+#[derive(Debug, Clone)]
+pub struct Locks(Arc<Export>);
+
+impl Deref for Locks {
+    type Target = RangeLock;
+    fn deref(&self) -> &RangeLock {
+        &self.0.locks
+    }
+}
+
+/// Lent bytes and the hold that keeps writers off them.
+pub type Lent = (Data, RangeGuard<Locks>);
+
+impl Export {
+    /// Offers `layout` under `name`.
+    pub fn new(
+        name: String,
+        description: String,
+        layout: Arc<dyn Layout>,
+        read_only: bool,
+    ) -> Self {
+        let capabilities = layout.capabilities();
+        Self {
+            name,
+            description,
+            read_only: read_only || !capabilities.has(CapabilityFlags::WRITABLE),
+            size: layout.size(),
+            capabilities,
+            layout,
+            locks: RangeLock::default(),
+        }
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether changes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether the chain can do this.
+    pub fn can(&self, flags: CapabilityFlags) -> bool {
+        self.capabilities.has(flags)
+    }
+
+    /// The sizes of requests that it takes.
+    pub fn block_sizes(&self) -> BlockSizes {
+        let power = |bytes: u32, most: u32| bytes.clamp(1, most).next_power_of_two();
+        let minimum = power(self.capabilities.min_io_bytes, 64 << 10);
+        let preferred = power(
+            self.capabilities.preferred_io_bytes.max(4096),
+            MAX_PAYLOAD_BYTES,
+        );
+        BlockSizes {
+            minimum,
+            preferred: preferred.max(minimum),
+            maximum: MAX_PAYLOAD_BYTES,
+        }
+    }
+
+    /// Reads `len` bytes: one state of each unit, not a mixture with a write that is going on.
+    pub fn read(self: &Arc<Self>, offset: u64, len: u64, flags: ReadFlags) -> Answer<Data> {
+        if let Some(quiet) = self.locks.quiet() {
+            match self.layout.read(offset, len, flags) {
+                Answer::Ready(result) if self.locks.still(quiet) => return Answer::Ready(result),
+                // A write began meanwhile, or the read takes its time: keep writers off it.
+                Answer::Ready(_) | Answer::Later(_) => {}
+            }
+        }
+        let export = self.clone();
+        match self.locks.try_lock(offset..offset + len, false) {
+            Some(guard) => match self.layout.read(offset, len, flags) {
+                Answer::Later(later) => {
+                    let guard = guard.into_owned(Locks(export));
+                    Answer::later(async move {
+                        let result = later.await;
+                        drop(guard);
+                        result
+                    })
+                }
+                ready => ready,
+            },
+            None => Answer::later(async move {
+                let _guard = export.lock(offset..offset + len, false).await;
+                export.layout.read(offset, len, flags).wait().await
+            }),
+        }
+    }
+
+    /// Reads without a copy, if that can be done at once. The bytes must be handed to the kernel
+    /// before the hold on their range is dropped, and soon: writers wait for it.
+    pub fn try_lend(self: &Arc<Self>, offset: u64, len: u64) -> Option<Lent> {
+        let guard = self.locks.try_lock(offset..offset + len, false)?;
+        match self.layout.read(offset, len, ReadFlags::LEND_MAPPED) {
+            Answer::Ready(Ok(data)) if data.pieces().iter().any(is_mapped) => {
+                Some((data, guard.into_owned(Locks(self.clone()))))
+            }
+            _ => None,
+        }
+    }
+
+    /// Reads what was lent, this time into memory; `hold` is the hold that came with it.
+    pub fn read_held(&self, hold: &RangeGuard<Locks>, offset: u64, len: u64) -> Answer<Data> {
+        debug_assert!(hold.covers(offset..offset + len));
+        self.layout.read(offset, len, ReadFlags::LEND_HOLES)
+    }
+
+    /// Writes `body`; with `fua`, durably.
+    pub fn write<R>(
+        self: &Arc<Self>,
+        offset: u64,
+        body: Body,
+        fua: bool,
+        by: &Arc<R>,
+    ) -> Answer<Change>
+    where
+        R: Requester + 'static,
+    {
+        let range = offset..offset + body.len();
+        self.change(range, by, move |layout| layout.write(offset, body, fua))
+    }
+
+    /// Zeroes `len` bytes.
+    pub fn zero<R>(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+        by: &Arc<R>,
+    ) -> Answer<Change>
+    where
+        R: Requester + 'static,
+    {
+        let range = offset..offset + len;
+        self.change(range, by, move |layout| layout.zero(offset, len, flags))
+    }
+
+    /// Makes a change alone in its range. The requester is looked at once the range is held: what
+    /// it sends again on another connection then queues behind (contract C3).
+    fn change<R, F>(self: &Arc<Self>, range: Range<u64>, by: &Arc<R>, start: F) -> Answer<Change>
+    where
+        R: Requester + 'static,
+        F: FnOnce(&dyn Layout) -> Answer<()> + Send + 'static,
+    {
+        let Some(guard) = self.locks.try_lock(range.clone(), true) else {
+            let waiting = RangeLock::lock(Locks(self.clone()), range, true);
+            let (export, by) = (self.clone(), by.clone());
+            return Answer::later(async move {
+                let _guard = waiting.await;
+                if by.is_gone() {
+                    return Ok(Change::Dropped);
+                }
+                let answer = start(&*export.layout);
+                answer.wait().await.map(|()| Change::Made)
+            });
+        };
+        if by.is_gone() {
+            return Answer::Ready(Ok(Change::Dropped));
+        }
+        match start(&*self.layout) {
+            Answer::Ready(result) => Answer::Ready(result.map(|()| Change::Made)),
+            Answer::Later(later) => {
+                let guard = guard.into_owned(Locks(self.clone()));
+                Answer::later(async move {
+                    let result = later.await;
+                    drop(guard);
+                    result.map(|()| Change::Made)
+                })
+            }
+        }
+    }
+
+    async fn lock(self: &Arc<Self>, range: Range<u64>, exclusive: bool) -> RangeGuard<Locks> {
+        RangeLock::lock(Locks(self.clone()), range, exclusive).await
+    }
+
+    /// What is allocated, from `offset` on.
+    pub fn extents(&self, offset: u64, len: u64, limit: u32) -> Answer<Vec<Extent>> {
+        self.layout.extents(offset, len, limit)
+    }
+
+    /// Reads ahead.
+    pub fn prefetch(&self, offset: u64, len: u64) -> Answer<()> {
+        self.layout.prefetch(offset, len)
+    }
+
+    /// Makes durable all that was acknowledged before, on every connection.
+    pub fn flush(&self) -> Answer<()> {
+        Answer::Later(self.layout.flush())
+    }
+
+    /// Flushes and gives the volume back.
+    ///
+    /// # Errors
+    /// If something acknowledged may not be durable.
+    pub async fn close(&self) -> Result<()> {
+        let flushed = match self.read_only {
+            true => Ok(()),
+            false => self.layout.flush().await,
+        };
+        self.layout.close().await.and(flushed)
+    }
+}
+
+fn is_mapped(piece: &Piece) -> bool {
+    matches!(piece, Piece::Mapped(_))
+}

@@ -1,0 +1,33 @@
+//! From a volume to objects. A layout knows neither NBD nor plugins.
+
+mod dirty;
+mod durability;
+pub mod open;
+pub mod raw;
+
+use nbd_rs_plugin::{Body, Capabilities, Data, Extent, ReadFlags, ZeroFlags};
+
+use crate::backend::{Answer, Later};
+
+/// A volume: bytes by offset. Ranges are inside it; its caller checks that, and keeps writes that
+/// overlap apart.
+pub trait Layout: Send + Sync {
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+    /// What the whole chain can do for it.
+    fn capabilities(&self) -> Capabilities;
+    /// Reads `len` bytes.
+    fn read(&self, offset: u64, len: u64, flags: ReadFlags) -> Answer<Data>;
+    /// Writes `body`; with `fua`, durably.
+    fn write(&self, offset: u64, body: Body, fua: bool) -> Answer<()>;
+    /// Zeroes `len` bytes.
+    fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Answer<()>;
+    /// What is allocated, from `offset` on: at most `limit` extents.
+    fn extents(&self, offset: u64, len: u64, limit: u32) -> Answer<Vec<Extent>>;
+    /// Reads ahead.
+    fn prefetch(&self, offset: u64, len: u64) -> Answer<()>;
+    /// Makes durable all that was acknowledged before the first poll.
+    fn flush(&self) -> Later<()>;
+    /// Gives everything back.
+    fn close(&self) -> Later<()>;
+}

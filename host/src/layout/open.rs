@@ -1,0 +1,163 @@
+//! Open, create, destroy: the only place that knows all layouts.
+
+use std::sync::Arc;
+
+use nbd_rs_plugin::{CapabilityFlags, ObjectFlags, ObjectMode, OpenFlags};
+
+use super::raw::Raw;
+use super::Layout;
+use crate::backend::chain::Chain;
+use crate::backend::Object;
+use crate::error::{Error, Kind, Result};
+use crate::location::Location;
+use crate::plugin::Registry;
+
+/// A layout by its name on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// One object, byte for byte.
+    Raw,
+}
+
+impl std::str::FromStr for Driver {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "raw" => Ok(Driver::Raw),
+            "sharded" | "distributed" => Err(Error::new(
+                Kind::Unsupported,
+                format!("the {name} layout is not in this version yet; raw is"),
+            )),
+            _ => Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "unknown driver {:?}: raw is known",
+                    crate::error::printable(name, 40)
+                ),
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Driver::Raw => f.write_str("raw"),
+        }
+    }
+}
+
+/// A volume as it was typed: layout and location.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    /// The layout.
+    pub driver: Driver,
+    /// Where it lives.
+    pub location: Location,
+}
+
+impl std::fmt::Display for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.driver, self.location)
+    }
+}
+
+impl Volume {
+    /// Reads `DRIVER DRIVER_CFG`.
+    ///
+    /// # Errors
+    /// What is wrong with either.
+    pub fn parse(driver: &str, config: &str, registry: &Registry) -> Result<Self> {
+        let lookup = |scheme: &str| Ok(&registry.get(scheme)?.description);
+        Ok(Self {
+            driver: driver.parse()?,
+            location: Location::parse(config, &lookup)?,
+        })
+    }
+
+    /// Opens it, read-only if asked for or if it can't be written.
+    ///
+    /// # Errors
+    /// What keeps it from being served.
+    pub async fn open(&self, registry: &Registry, read_only: bool) -> Result<Arc<dyn Layout>> {
+        let mut flags = OpenFlags::SINGLE_OBJECT;
+        if !read_only {
+            flags = flags | OpenFlags::WRITE;
+        }
+        let chain = self.chain(registry, flags).await?;
+        let object = open_raw_object(&chain, read_only, self).await;
+        Ok(Arc::new(Raw::new(chain, object?).await?))
+    }
+
+    /// Makes it, `size` bytes of zeros; with `force` also where one exists.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] without `force`; [`Kind::Busy`] while it is served.
+    pub async fn create(&self, registry: &Registry, size: u64, force: bool) -> Result<()> {
+        let flags = OpenFlags::SINGLE_OBJECT | OpenFlags::WRITE | OpenFlags::CREATE;
+        let chain = self.chain(registry, flags).await?;
+        let how = ObjectFlags::WRITE | ObjectFlags::CREATE | ObjectFlags::LOCK;
+        let how = match force {
+            true => how | ObjectFlags::TRUNCATE,
+            false => how | ObjectFlags::CREATE_NEW,
+        };
+        let opened = chain.open_object("", ObjectMode::create(how, size)).await;
+        let object = opened.map_err(|error| match error.kind {
+            Kind::Exists => Error {
+                message: format!(
+                    "{} exists already; --force starts an empty volume in its place",
+                    self.location
+                )
+                .into(),
+                ..error
+            },
+            _ => error,
+        })?;
+        object.sync().await?;
+        object.close().await?;
+        chain.close().await
+    }
+
+    /// Removes what belongs to it.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there is none; [`Kind::Busy`] while it is served.
+    pub async fn destroy(&self, registry: &Registry) -> Result<()> {
+        let flags = OpenFlags::SINGLE_OBJECT | OpenFlags::WRITE;
+        let chain = self.chain(registry, flags).await?;
+        // A missing object counts as deleted, but a person who names one wants to know.
+        let mode = ObjectMode::new(ObjectFlags::NONE);
+        let object = chain.open_object("", mode).await?;
+        object.close().await?;
+        drop(object);
+        chain.delete("").await?;
+        chain.close().await
+    }
+
+    async fn chain(&self, registry: &Registry, flags: OpenFlags) -> Result<Chain> {
+        Chain::open(registry, &self.location, flags).await
+    }
+}
+
+async fn open_raw_object(chain: &Chain, read_only: bool, volume: &Volume) -> Result<Object> {
+    let locked = ObjectFlags::LOCK;
+    if !read_only {
+        let mode = ObjectMode::new(locked | ObjectFlags::WRITE);
+        match chain.open_object("", mode).await {
+            Ok(object) => return Ok(object),
+            Err(error) if matches!(error.kind, Kind::Denied | Kind::ReadOnly) => {
+                tracing::warn!("{volume} can't be written, so it is served read-only: {error}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let object = chain.open_object("", ObjectMode::new(locked)).await?;
+    if !object.capabilities().has(CapabilityFlags::IN_PLACE) {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "the raw layout needs a store that can read and write inside an object",
+        ));
+    }
+    Ok(object)
+}

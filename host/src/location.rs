@@ -1,0 +1,398 @@
+//! Where a volume lives: `cache+retry+s3://...?cache.size=1GiB`, or the same spelt
+//! `cache:retry:s3:...`. Pure: what plugins know comes in through a look-up.
+
+use std::fmt;
+
+use nbd_rs_plugin::options::{self, decode};
+use nbd_rs_plugin::{Description, Error, Kind, OptionSpec, OptionValue, Result, Role};
+
+use crate::error::printable;
+
+/// Links that one chain may have.
+const MAX_LINKS: usize = 16;
+
+/// A chain as it was typed and checked: links from the outermost in, then the store.
+#[derive(Clone)]
+pub struct Location {
+    /// Links, outermost first.
+    pub links: Vec<Hop>,
+    /// The store at the end.
+    pub store: Hop,
+    /// What stands behind the store's scheme, up to the query, still percent-encoded.
+    pub target: String,
+    masked: String,
+}
+
+/// One plugin of a chain with its options.
+#[derive(Debug, Clone)]
+pub struct Hop {
+    /// Its scheme.
+    pub scheme: String,
+    options: Vec<Given>,
+}
+
+/// An option that was given, checked against its description.
+#[derive(Clone)]
+struct Given {
+    name: String,
+    value: String,
+    secret: bool,
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = if self.secret { "***" } else { &self.value };
+        write!(f, "{}={value}", self.name)
+    }
+}
+
+impl Hop {
+    /// The options as they cross to the plugin.
+    pub fn option_values(&self) -> Vec<OptionValue> {
+        let cross = |given: &Given| OptionValue {
+            name: given.name.as_str().into(),
+            value: given.value.as_str().into(),
+        };
+        self.options.iter().map(cross).collect()
+    }
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Location({self})")
+    }
+}
+
+impl fmt::Display for Location {
+    /// As it was typed, secrets masked.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked)
+    }
+}
+
+/// Finds what a plugin says of itself by its scheme.
+pub type Lookup<'a> = dyn Fn(&str) -> Result<&'a Description> + 'a;
+
+impl Location {
+    /// Takes a location apart, and checks every option against the plugins' descriptions.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] with the place and a hint; whatever `lookup` says of an unknown scheme.
+    pub fn parse(text: &str, lookup: &Lookup<'_>) -> Result<Self> {
+        if text.contains('\0') {
+            return Err(invalid("a location can't contain a NUL"));
+        }
+        let (chain, query) = match text.split_once('?') {
+            Some((chain, query)) => (chain, Some(query)),
+            None => (text, None),
+        };
+        let (hops, target) = split_chain(chain, lookup)?;
+        let mut location = Self::assemble(hops, target)?;
+        location.take_options(query.unwrap_or(""), lookup)?;
+        location.masked = location.mask();
+        Ok(location)
+    }
+
+    fn assemble(mut hops: Vec<String>, target: &str) -> Result<Self> {
+        let store = hops.pop().ok_or_else(|| invalid("an empty location"))?;
+        if hops.len() > MAX_LINKS {
+            return Err(invalid(format!("more than {MAX_LINKS} links in one chain")));
+        }
+        for (at, link) in hops.iter().enumerate() {
+            if hops[..at].contains(link) {
+                return Err(invalid(format!("the link {link} is named twice")));
+            }
+        }
+        let hop = |scheme| Hop {
+            scheme,
+            options: Vec::new(),
+        };
+        Ok(Self {
+            links: hops.into_iter().map(hop).collect(),
+            store: hop(store),
+            target: target.to_owned(),
+            masked: String::new(),
+        })
+    }
+
+    fn take_options(&mut self, query: &str, lookup: &Lookup<'_>) -> Result<()> {
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                let pair = printable(pair, 40);
+                invalid(format!(
+                    "option {pair:?} has no value{}",
+                    self.encoding_hint()
+                ))
+            })?;
+            let (key, value) = (decode(key)?, decode(value)?);
+            let hint = self.encoding_hint();
+            let (hop, name) = self.hop_of(&key);
+            let description = lookup(&hop.scheme)?;
+            let spec = find_option(description, &hop.scheme, &key, name, hint)?;
+            options::check(spec, &value)?;
+            if hop.options.iter().any(|given| given.name == name) {
+                return Err(invalid(format!("option {key} is given twice")));
+            }
+            hop.options.push(Given {
+                name: name.to_owned(),
+                value,
+                secret: spec.secret,
+            });
+        }
+        Ok(())
+    }
+
+    /// `link.option` belongs to that link, everything else to the store.
+    fn hop_of<'k>(&mut self, key: &'k str) -> (&mut Hop, &'k str) {
+        if let Some((scheme, name)) = key.split_once('.') {
+            let is_it = |hop: &Hop| hop.scheme == scheme;
+            if let Some(at) = self.links.iter().position(is_it) {
+                return (&mut self.links[at], name);
+            }
+            if is_it(&self.store) {
+                return (&mut self.store, name);
+            }
+        }
+        (&mut self.store, key)
+    }
+
+    fn encoding_hint(&self) -> &'static str {
+        if self.store.scheme == "file" {
+            "; if the ? is part of the path, write it as %3F"
+        } else {
+            ""
+        }
+    }
+
+    fn mask(&self) -> String {
+        let mut text = String::new();
+        for hop in &self.links {
+            text += &hop.scheme;
+            text.push(':');
+        }
+        text += &self.store.scheme;
+        text.push(':');
+        text += &mask_target(&self.target);
+        let mut separator = '?';
+        for (hop, is_link) in self.hops() {
+            for given in &hop.options {
+                text.push(separator);
+                separator = '&';
+                if is_link {
+                    text += &hop.scheme;
+                    text.push('.');
+                }
+                text += &format!("{given:?}");
+            }
+        }
+        printable(&text, 4096)
+    }
+
+    fn hops(&self) -> impl Iterator<Item = (&Hop, bool)> {
+        let links = self.links.iter().map(|hop| (hop, true));
+        links.chain([(&self.store, false)])
+    }
+}
+
+fn invalid(text: impl AsRef<str>) -> Error {
+    Error::new(Kind::Invalid, text)
+}
+
+/// The schemes from the outermost in, and what is left for the store.
+fn split_chain<'t>(chain: &'t str, lookup: &Lookup<'_>) -> Result<(Vec<String>, &'t str)> {
+    let mut hops = Vec::new();
+    let mut rest = chain;
+    loop {
+        let Some((schemes, behind)) = rest.split_once(':') else {
+            return Err(invalid(format!(
+                "{:?} has no scheme: write file:{} for a file",
+                printable(rest, 80),
+                printable(rest, 80)
+            )));
+        };
+        let mut ended = false;
+        for scheme in schemes.split('+') {
+            if ended {
+                let store = hops.pop().unwrap_or_default();
+                return Err(invalid(format!(
+                    "{store} is a store, so nothing can stand behind it, but {scheme} does"
+                )));
+            }
+            check_scheme(scheme, chain.len() - rest.len())?;
+            ended = lookup(scheme)?.role == Role::STORE;
+            hops.push(scheme.to_owned());
+            if hops.len() > MAX_LINKS + 1 {
+                return Err(invalid(format!("more than {MAX_LINKS} links in one chain")));
+            }
+        }
+        if ended {
+            return Ok((hops, behind));
+        }
+        rest = behind;
+        if rest.is_empty() || rest.starts_with('/') {
+            let link = hops.pop().unwrap_or_default();
+            return Err(invalid(format!(
+                "{link} is a link: a store must stand behind it, as in {link}:file:/path"
+            )));
+        }
+    }
+}
+
+fn check_scheme(scheme: &str, at: usize) -> Result<()> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if scheme.starts_with(|c: char| c.is_ascii_lowercase()) && scheme.chars().all(fits) {
+        return Ok(());
+    }
+    let scheme = printable(scheme, 40);
+    Err(invalid(format!(
+        "{scheme:?} at position {at} is no scheme; write file:PATH for a path"
+    )))
+}
+
+fn find_option<'d>(
+    description: &'d Description,
+    scheme: &str,
+    key: &str,
+    name: &str,
+    hint: &str,
+) -> Result<&'d OptionSpec> {
+    let known = &description.options;
+    known.iter().find(|spec| spec.name == name).ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|spec| spec.name.as_str()).collect();
+        let key = printable(key, 40);
+        let names = match names.is_empty() {
+            true => format!("{scheme} takes none"),
+            false => format!("{scheme} takes {}", names.join(", ")),
+        };
+        invalid(format!("unknown option {key:?}: {names}{hint}"))
+    })
+}
+
+/// Masks what stands for a password: from the first `:` behind `//` to the last `@`.
+fn mask_target(target: &str) -> String {
+    let Some(authority) = target.find("//").map(|at| at + 2) else {
+        return target.to_owned();
+    };
+    let rest = &target[authority..];
+    if rest.starts_with('/') {
+        return target.to_owned();
+    }
+    match (rest.find(':'), rest.rfind('@')) {
+        (Some(colon), Some(at)) if colon < at => {
+            format!(
+                "{}{}:***{}",
+                &target[..authority],
+                &rest[..colon],
+                &rest[at..]
+            )
+        }
+        _ => target.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nbd_rs_plugin::OptionKind;
+
+    fn parse(text: &str) -> Result<Location> {
+        let cache =
+            Description::link("cache", "1").option(OptionSpec::new("size", OptionKind::SIZE, ""));
+        let retry = Description::link("retry", "1").option(OptionSpec::new(
+            "attempts",
+            OptionKind::COUNT,
+            "",
+        ));
+        let s3 = Description::store("s3", "1")
+            .option(OptionSpec::new("region", OptionKind::TEXT, ""))
+            .option(OptionSpec::new("token", OptionKind::TEXT, "").secret());
+        let file = Description::store("file", "1");
+        Location::parse(text, &|scheme| match scheme {
+            "cache" => Ok(&*Box::leak(Box::new(cache.clone()))),
+            "retry" => Ok(&*Box::leak(Box::new(retry.clone()))),
+            "s3" => Ok(&*Box::leak(Box::new(s3.clone()))),
+            "file" => Ok(&*Box::leak(Box::new(file.clone()))),
+            _ => Err(Error::new(Kind::Unsupported, "unknown scheme")),
+        })
+    }
+
+    fn shape(text: &str) -> (String, String) {
+        let location = parse(text).unwrap();
+        let mut hops: Vec<&str> = location.links.iter().map(|l| l.scheme.as_str()).collect();
+        hops.push(&location.store.scheme);
+        (hops.join(" "), location.target)
+    }
+
+    #[test]
+    fn both_spellings_mean_the_same() {
+        for (text, hops, target) in [
+            ("file:/abs/raw.bin", "file", "/abs/raw.bin"),
+            ("file:rel.bin", "file", "rel.bin"),
+            ("file:///abs/dir/", "file", "///abs/dir/"),
+            ("file:a:b+c", "file", "a:b+c"),
+            (
+                "cache+retry+s3://k:s@h:9/b/",
+                "cache retry s3",
+                "//k:s@h:9/b/",
+            ),
+            (
+                "cache:retry:s3:http://k:s@h:9/b",
+                "cache retry s3",
+                "http://k:s@h:9/b",
+            ),
+            ("cache:retry+s3://b/p", "cache retry s3", "//b/p"),
+        ] {
+            assert_eq!(shape(text), (hops.to_owned(), target.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn options_go_to_their_link_or_the_store() {
+        let location =
+            parse("cache+retry+s3://b/p?cache.size=1GiB&retry.attempts=8&region=eu%2Dwest")
+                .unwrap();
+        assert_eq!(format!("{:?}", location.links[0].options), "[size=1GiB]");
+        assert_eq!(format!("{:?}", location.links[1].options), "[attempts=8]");
+        assert_eq!(format!("{:?}", location.store.options), "[region=eu-west]");
+    }
+
+    #[test]
+    fn mistakes_are_told_with_a_hint() {
+        let links = "cache:".repeat(1000);
+        for (text, words) in [
+            ("/abs/raw.bin", "write file:"),
+            ("", "no scheme"),
+            ("File:/x", "no scheme"),
+            ("cache:/x", "cache is a link"),
+            ("cache://b", "cache is a link"),
+            ("cache+cache+file:/x", "named twice"),
+            ("file+cache:/x", "file is a store"),
+            ("gopher://x", "unknown scheme"),
+            ("file:/a?b", "write it as %3F"),
+            ("file:/a?b=1", "write it as %3F"),
+            ("s3://b?colour=1", "s3 takes region, token"),
+            ("s3://b?region=a&region=b", "twice"),
+            ("cache+file:/x?cache.size=10GB", "write Gi"),
+            ("file:/a\0b", "NUL"),
+            (&format!("{links}file:/x"), "more than 16 links"),
+        ] {
+            let error = parse(text).unwrap_err().message.to_lowercase();
+            assert!(error.contains(&words.to_lowercase()), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn u1_secrets_are_masked_wherever_a_location_is_printed() {
+        for text in [
+            "s3://key:CANARY@host:9000/b",
+            "cache:s3:http://key:CA/NA@RY%2F@host/b",
+            "s3://b/p?token=CANARY",
+        ] {
+            let location = parse(text).unwrap();
+            let shown = format!("{location} {location:?}");
+            assert!(!shown.contains("CA") && shown.contains("***"), "{shown}");
+        }
+        let path = "///abs/user:name@dir";
+        assert_eq!(mask_target(path), path);
+    }
+}
