@@ -138,10 +138,11 @@ impl Version {
             &self.package(),
         );
         write(&root.join("plugin/Cargo.toml"), &manifest);
-        write(
-            &root.join("plugin/src/lib.rs"),
-            &read("testing/fixtures/panics/src/lib.rs"),
-        );
+        // A scheme of its own: the library lies beside the others.
+        let source = read("testing/fixtures/panics/src/lib.rs");
+        let scheme = format!(".scheme(\"{}\"", self.name);
+        let source = replaced(&source, ".scheme(\"panic\"", &scheme);
+        write(&root.join("plugin/src/lib.rs"), &source);
     }
 }
 
@@ -263,7 +264,7 @@ fn a_plugin_of_a_newer_minor_version_is_used() {
     let folder = Folder::new();
     folder.copy(&MINOR.plugin(), "x.so");
     let registry = load(&[&folder]);
-    assert_eq!(registry.get("panic").unwrap().abi_version, "1.1.0");
+    assert_eq!(registry.get("minor").unwrap().abi_version, "1.1.0");
     assert!(
         registry.warnings()[0].contains("panic=abort"),
         "{:?}",
