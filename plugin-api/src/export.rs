@@ -238,7 +238,6 @@ macro_rules! export_plugin {
                 $crate::open_guarded(move || ($open)(host, request))
             }
 
-            #[$crate::abi_stable::export_root_module]
             fn __nbd_rs_root() -> $crate::abi::PluginRef {
                 $crate::abi::PluginTable {
                     describe: __nbd_rs_describe,
@@ -247,6 +246,27 @@ macro_rules! export_plugin {
                 }
                 .leak_into_prefix()
             }
+
+            // What abi_stable's `export_root_module` expands to, but by way of this crate: a
+            // plugin need not name abi_stable itself.
+            extern "C" fn __nbd_rs_module() -> $crate::abi_stable::library::RootModuleResult {
+                $crate::abi_stable::library::__call_root_module_loader(__nbd_rs_root)
+            }
+
+            #[unsafe(no_mangle)]
+            #[allow(non_upper_case_globals)]
+            pub static _1as_0lib_1header_0root_bmodule_bloader:
+                $crate::abi_stable::library::LibHeader = {
+                // SAFETY: the constructor gives the module of just this type.
+                unsafe {
+                    $crate::abi_stable::library::LibHeader::from_constructor::<
+                        $crate::abi::PluginRef,
+                    >(
+                        __nbd_rs_module,
+                        $crate::abi_stable::library::CheckTypeLayout::Yes,
+                    )
+                }
+            };
         };
     };
 }

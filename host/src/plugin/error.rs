@@ -62,7 +62,7 @@ impl fmt::Display for LoadError {
                 write!(f, "is a plugin of something else ({name}), not of nbd-rs")
             }
             Self::OtherAbiStable => f.write_str(
-                "was built with an incompatible abi_stable: rebuild it with this release of nbd-rs-plugin",
+                "was built with an incompatible abi_stable: rebuild it with nbd-rs-plugin's own",
             ),
             Self::OtherMajor { plugin, host } => write!(
                 f,

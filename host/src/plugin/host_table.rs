@@ -120,18 +120,18 @@ extern "C" fn log(level: u32, target: RStr<'_>, message: RStr<'_>) {
     });
 }
 
+/// Whether anybody listens to anything at that level. Not `tracing::enabled!`: it may take the lock
+/// of tracing's registry, which a plugin that is linked into this process holds when it asks.
 extern "C" fn log_enabled(level: u32) -> bool {
     contained("a log level", false, || {
-        let Some(_once) = Once::enter() else {
-            return false;
+        let level = match level {
+            0 | 1 => tracing::Level::ERROR,
+            2 => tracing::Level::WARN,
+            3 => tracing::Level::INFO,
+            4 => tracing::Level::DEBUG,
+            _ => tracing::Level::TRACE,
         };
-        match level {
-            0 | 1 => tracing::enabled!(target: "plugin", tracing::Level::ERROR),
-            2 => tracing::enabled!(target: "plugin", tracing::Level::WARN),
-            3 => tracing::enabled!(target: "plugin", tracing::Level::INFO),
-            4 => tracing::enabled!(target: "plugin", tracing::Level::DEBUG),
-            _ => tracing::enabled!(target: "plugin", tracing::Level::TRACE),
-        }
+        level <= tracing::level_filters::LevelFilter::current()
     })
 }
 
@@ -159,7 +159,7 @@ extern "C" fn blocking(job: Job) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{mpsc, Mutex};
     use std::time::Instant;
 
     use nbd_rs_plugin::Host;
@@ -236,6 +236,39 @@ mod tests {
     fn an_absurd_buffer_is_an_empty_one() {
         assert_eq!((host().buf())(4096).len(), 4096);
         assert_eq!((host().buf())(usize::MAX).len(), 0);
+    }
+
+    /// What `log` makes of a line, as the terminal would show it.
+    fn logged(level: u32, from: &str, message: &str) -> String {
+        static LINES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+        struct Sink;
+        impl std::io::Write for Sink {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                LINES.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time();
+        let subscriber = subscriber.with_writer(|| Sink).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            (host().log())(level, from.into(), message.into());
+        });
+        String::from_utf8(std::mem::take(&mut LINES.lock().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn log_lines_say_who_speaks_and_stay_lines() {
+        let line = logged(2, "cache::disk", "full\n\x1b[2J");
+        assert_eq!(
+            line,
+            " WARN plugin: full\\n\\u{1b}[2J from=\"cache::disk\"\n"
+        );
+        let line = logged(1, "x", &"y".repeat(1 << 20));
+        assert!(line.len() < LINE_MAX + 100, "{}", line.len());
+        assert_eq!(logged(5, "x", "nobody listens"), "");
     }
 
     #[test]

@@ -129,11 +129,8 @@ fn agree(
     if compare(theirs, ours).is_ok() {
         return Ok(());
     }
-    if theirs.package() != ours.package() {
-        return Err(LoadError::OtherProject(text::line(
-            theirs.package().as_str(),
-            64,
-        )));
+    if project(theirs) != project(ours) {
+        return Err(LoadError::OtherProject(text::line(project(theirs), 64)));
     }
     if major(versions.plugin) != major(versions.host) {
         return Err(LoadError::OtherMajor {
@@ -142,6 +139,14 @@ fn agree(
         });
     }
     Err(LoadError::OtherLayout(why))
+}
+
+/// The crate that a reference to a table of functions gets the table from.
+fn project(layout: &'static TypeLayout) -> &'static str {
+    let table = layout.shared_vars().type_layouts().first();
+    table
+        .map_or(layout.package(), |table| table().package())
+        .as_str()
 }
 
 fn major(version: &str) -> &str {

@@ -11,7 +11,7 @@
 //! runs before its place and owner are trusted, its ELF file is whole and made for this machine,
 //! and the symbol of the plugin interface is there.
 //!
-//! `unsafe` lives in [`load`] and [`call`] alone.
+//! `unsafe` lives in `load` and `call` alone.
 
 pub mod call;
 mod describe;

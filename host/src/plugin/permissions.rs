@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::LoadError;
+use super::{text, LoadError};
 
 const STICKY: u32 = 0o1000;
 const GROUP_MAY_WRITE: u32 = 0o020;
@@ -80,7 +80,7 @@ impl Trust {
                 Verdict::Warning(what) => warnings.push((place.to_owned(), what)),
                 Verdict::Refused(what) if place == path => return Err(LoadError::Insecure(what)),
                 Verdict::Refused(what) => {
-                    let place = place.display();
+                    let place = text::path(place);
                     return Err(LoadError::Insecure(format!(
                         "lies under {place}, which {what}"
                     )));
@@ -95,7 +95,7 @@ impl Trust {
 }
 
 fn unreadable(place: &Path, error: &io::Error) -> LoadError {
-    LoadError::Unreadable(format!("{}: {error}", place.display()))
+    LoadError::Unreadable(format!("{}: {error}", text::path(place)))
 }
 
 #[cfg(test)]

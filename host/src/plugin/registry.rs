@@ -177,7 +177,7 @@ impl Registry {
             .iter()
             .find(|refused| is_named_for(&refused.path, &scheme))
         {
-            let path = refused.path.display();
+            let path = text::path(&refused.path);
             return format!("{said}: {path} {}", refused.reason);
         }
         let known: Vec<&str> = self.schemes().collect();
@@ -186,11 +186,7 @@ impl Registry {
         } else {
             known.join(", ")
         };
-        let dirs: Vec<String> = self
-            .dirs
-            .iter()
-            .map(|dir| dir.path.display().to_string())
-            .collect();
+        let dirs: Vec<String> = self.dirs.iter().map(|dir| text::path(&dir.path)).collect();
         let dirs = if dirs.is_empty() {
             "nowhere".to_owned()
         } else {
@@ -235,10 +231,7 @@ impl Registry {
 
 /// Several files of one directory for one scheme: which is meant, nobody can know.
 fn clash(scheme: &str, paths: &[&Path]) -> Refused {
-    let names: Vec<String> = paths
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let names: Vec<String> = paths.iter().map(|path| text::path(path)).collect();
     let names = names.join(" and ");
     Refused {
         path: paths

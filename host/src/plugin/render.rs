@@ -1,16 +1,12 @@
 //! `nbd-rs plugins`: the registry for people, and for scripts.
 
 use std::fmt::Write as _;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use nbd_rs_plugin::{OptionSpec, Role};
 use serde_json::{json, Value};
 
-use super::{text, Plugin, Registry};
-
-/// Longest path that is printed.
-const PATH_MAX: usize = 4096;
+use super::text::path;
+use super::{Plugin, PluginDir, Refused, Registry, Shadowed};
 
 impl Registry {
     /// The list for people.
@@ -39,22 +35,15 @@ impl Registry {
 
     /// The same for scripts: one JSON object.
     pub fn to_json(&self) -> String {
-        let refused = |refused: &super::Refused| json!({ "path": path(&refused.path), "reason": refused.reason.to_string() });
-        let shadowed = |shadowed: &super::Shadowed| json!({ "path": path(&shadowed.path), "scheme": shadowed.scheme, "by": path(&shadowed.by) });
-        let dir = |dir: &super::PluginDir| json!({ "path": path(&dir.path), "origin": dir.origin.to_string() });
         let value = json!({
             "plugins": list(self.plugins(), plugin_json),
-            "shadowed": list(self.shadowed(), shadowed),
-            "refused": list(self.refused(), refused),
+            "shadowed": list(self.shadowed(), shadowed_json),
+            "refused": list(self.refused(), refused_json),
             "warnings": self.warnings(),
-            "searched": list(self.dirs(), dir),
+            "searched": list(self.dirs(), dir_json),
         });
         format!("{value:#}\n")
     }
-}
-
-fn path(path: &Path) -> String {
-    text::line_of_bytes(path.as_os_str().as_bytes(), PATH_MAX)
 }
 
 fn role(role: Role) -> &'static str {
@@ -176,6 +165,22 @@ fn plugin_json(plugin: &Plugin) -> Value {
     })
 }
 
+fn shadowed_json(shadowed: &Shadowed) -> Value {
+    json!({
+        "path": path(&shadowed.path),
+        "scheme": shadowed.scheme,
+        "by": path(&shadowed.by),
+    })
+}
+
+fn refused_json(refused: &Refused) -> Value {
+    json!({ "path": path(&refused.path), "reason": refused.reason.to_string() })
+}
+
+fn dir_json(dir: &PluginDir) -> Value {
+    json!({ "path": path(&dir.path), "origin": dir.origin.to_string() })
+}
+
 fn option_json(option: &OptionSpec) -> Value {
     let choices: Vec<&str> = option
         .choices
@@ -198,7 +203,7 @@ mod tests {
 
     use super::*;
     use crate::plugin::registry::tests::plugin;
-    use crate::plugin::{LoadError, Refused, Shadowed};
+    use crate::plugin::LoadError;
 
     fn registry() -> Registry {
         let said = Description::store("s3", "0.1.0")

@@ -76,7 +76,7 @@ impl Scan {
         })?;
         let description = describe::check(said)?;
         if !loaded.table.unwinds() {
-            let path = path.display();
+            let path = text::path(&path);
             self.warn(format!(
                 "{path} was built with panic=abort: its panics end the server"
             ));
@@ -99,7 +99,7 @@ impl Scan {
             return Ok(());
         };
         for (place, what) in trust.check(path)? {
-            self.warn(format!("{} {what}", place.display()));
+            self.warn(format!("{} {what}", text::path(&place)));
         }
         Ok(())
     }

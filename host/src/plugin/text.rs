@@ -1,5 +1,11 @@
 //! Words of strangers, made fit for one line of a terminal or a log.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// As long as the kernel takes them.
+const PATH_MAX: usize = 4096;
+
 /// `text` on one line: control characters and those that turn the writing direction are spelt out,
 /// and what is longer than `most` characters is cut.
 pub(super) fn line(text: &str, most: usize) -> String {
@@ -25,10 +31,17 @@ pub(super) fn line_of_bytes(bytes: &[u8], most: usize) -> String {
     line(&String::from_utf8_lossy(head), most)
 }
 
+/// A path, which may hold anything but NUL.
+pub(super) fn path(path: &Path) -> String {
+    line_of_bytes(path.as_os_str().as_bytes(), PATH_MAX)
+}
+
 /// Whether a character could move the cursor, end the line or reorder what is read.
 fn is_hostile(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let turns = matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}');
+    let isolates = matches!(char, '\u{2066}'..='\u{2069}');
+    let breaks = matches!(char, '\u{2028}' | '\u{2029}');
+    char.is_control() || turns || isolates || breaks
 }
 
 #[cfg(test)]

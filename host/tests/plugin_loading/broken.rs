@@ -93,7 +93,8 @@ fn a_library_of_another_kind_is_refused_before_any_of_it_runs() {
 #[test]
 fn a_symbol_that_is_only_wanted_or_hidden_does_not_make_a_plugin() {
     let folder = Folder::new();
-    let wanted = format!("extern int {ROOT_MODULE_LOADER_NAME}; int *f(void) {{ return &{ROOT_MODULE_LOADER_NAME}; }}");
+    let name = ROOT_MODULE_LOADER_NAME;
+    let wanted = format!("extern int {name}; int *f(void) {{ return &{name}; }}");
     let path = folder.compile("wanted.so", &wanted, &[]);
     assert!(refusal(&folder, &path).contains("not an nbd-rs plugin"));
     let path = folder.compile(

@@ -138,12 +138,33 @@ impl Version {
             &self.package(),
         );
         write(&root.join("plugin/Cargo.toml"), &manifest);
-        write(
-            &root.join("plugin/src/lib.rs"),
-            &read("testing/fixtures/panics/src/lib.rs"),
-        );
+        // A scheme of its own: the library lies beside the others.
+        let source = read("testing/fixtures/panics/src/lib.rs");
+        let scheme = format!(".scheme(\"{}\"", self.name);
+        let source = replaced(&source, ".scheme(\"panic\"", &scheme);
+        write(&root.join("plugin/src/lib.rs"), &source);
     }
 }
+
+/// The plugin room and what it stands on, without the rest of the host.
+const NEXT_HOST: &str = r#"
+[package]
+name = "next-host"
+version = "0.1.0"
+edition.workspace = true
+
+[dependencies]
+abi_stable.workspace = true
+async-ffi.workspace = true
+futures-util.workspace = true
+libloading.workspace = true
+nbd-rs-plugin.workspace = true
+object.workspace = true
+rustix.workspace = true
+serde_json.workspace = true
+tokio = { workspace = true, features = ["rt-multi-thread", "time"] }
+tracing.workspace = true
+"#;
 
 /// The host's plugin room, built against [`MINOR`].
 fn next_host() -> PathBuf {
@@ -152,16 +173,8 @@ fn next_host() -> PathBuf {
     BUILT.get_or_init(|| {
         MINOR.plugin();
         let host = root.join("host");
-        let manifest = std::fs::read_to_string(repository().join("host/Cargo.toml")).unwrap();
-        let from = manifest.find("[lib]").unwrap()..manifest.find("[dependencies]").unwrap();
-        let manifest = manifest.replacen(&manifest[from], "", 1);
-        let manifest = replaced(&manifest, "name = \"nbd-rs\"", "name = \"next-host\"");
-        write(&host.join("Cargo.toml"), &manifest);
+        write(&host.join("Cargo.toml"), NEXT_HOST);
         write(&host.join("src/main.rs"), include_str!("next_host.rs"));
-        write(
-            &host.join("src/pool.rs"),
-            &std::fs::read_to_string(repository().join("host/src/pool.rs")).unwrap(),
-        );
         copy_all(
             &repository().join("host/src/plugin"),
             &host.join("src/plugin"),
@@ -174,6 +187,8 @@ fn next_host() -> PathBuf {
                     );
                     text + "\nextern \"C\" fn later() -> u32 { 13 }\n"
                 }
+                // Calls by the layouts, which are not there.
+                "mod.rs" => replaced(&text, "pub mod call;\n", ""),
                 _ => text,
             },
         );
@@ -249,7 +264,7 @@ fn a_plugin_of_a_newer_minor_version_is_used() {
     let folder = Folder::new();
     folder.copy(&MINOR.plugin(), "x.so");
     let registry = load(&[&folder]);
-    assert_eq!(registry.get("panic").unwrap().abi_version, "1.1.0");
+    assert_eq!(registry.get("minor").unwrap().abi_version, "1.1.0");
     assert!(
         registry.warnings()[0].contains("panic=abort"),
         "{:?}",
@@ -267,4 +282,15 @@ fn a_plugin_of_an_older_minor_version_is_used_by_a_newer_host() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said.trim(), "interface 1.0.0 later 11 got 9", "{output:?}");
+}
+
+#[test]
+fn a_plugin_of_another_project_is_refused_before_its_first_function_runs() {
+    let folder = Folder::new();
+    let path = folder.copy(&fixture("another_project"), "x.so");
+    let reason = refusal(&folder, &path);
+    assert!(
+        reason.contains("something else (fixture-another-project)"),
+        "{reason}"
+    );
 }

@@ -3,8 +3,14 @@
 
 #![allow(dead_code, unused_imports)]
 
-pub mod plugin;
-pub mod pool;
+mod plugin;
+
+/// The host's buffers, which nothing here asks for.
+mod pool {
+    pub fn buf(_: usize) -> nbd_rs_plugin::Buf {
+        unreachable!()
+    }
+}
 
 use nbd_rs_plugin::{GetFlags, Next, OpenFlags, OpenRequest, Range};
 
@@ -29,5 +35,9 @@ fn main() {
     let later = nbd_rs_plugin::abi::RawBackend_TO::later(&backend);
     let backend = Next::from(backend);
     let got = runtime.block_on(backend.get("x", Range::new(0, 9), GetFlags::NONE));
-    println!("interface {} later {later} got {}", plugin.abi_version, got.unwrap().data.len());
+    println!(
+        "interface {} later {later} got {}",
+        plugin.abi_version,
+        got.unwrap().data.len()
+    );
 }

@@ -37,15 +37,18 @@ pub(crate) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// A fixture's library: `panics`, `panics_in_root`, `panics_in_describe`.
+/// The library of a package in `testing/fixtures`.
 pub(crate) fn fixture(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let packages = [
-            "fixture-panics",
-            "fixture-panics-in-root",
-            "fixture-panics-in-describe",
+        let names = [
+            "panics",
+            "panics-in-root",
+            "panics-in-describe",
+            "another-project",
         ];
+        let packages = names.map(|name| format!("fixture-{name}"));
+        let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
         cargo_build(repository(), &packages);
     });
     build_dir().join(format!("libfixture_{name}.so"))

@@ -1,1 +1,32 @@
-//! The file store.
+//! The file store: one file or block device that is read and written in place, or objects in a
+//! directory.
+
+pub mod backend;
+pub mod config;
+pub mod io;
+pub mod lock;
+pub mod mapping;
+pub mod object;
+pub mod single;
+
+use nbd_rs_plugin::{export_plugin, Description, Host, OpenRequest, OptionKind, OptionSpec};
+
+/// What the plugin says of itself.
+pub fn describe() -> Description {
+    Description::store("file", env!("CARGO_PKG_VERSION"))
+        .license("MIT OR Apache-2.0")
+        .scheme("file", "a file, a block device, or a directory of objects")
+        .option(
+            OptionSpec::new(
+                "lend",
+                OptionKind::BOOL,
+                "hand large reads and writes to the kernel through a mapping of the file",
+            )
+            .default("true"),
+        )
+}
+
+export_plugin! {
+    describe: describe,
+    open: |host: Host, request: OpenRequest| backend::FileBackend::open(host, request),
+}

@@ -1,0 +1,159 @@
+//! One file that is the object: opened, made, cut, removed.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nbd_rs_plugin::{Error, Kind, ObjectFlags, ObjectMode, Result};
+
+use crate::lock;
+
+/// Opens the file at `path` as `mode` says; `make_dirs` for missing directories.
+///
+/// # Errors
+/// What the system says, with the path; [`Kind::Busy`] if a lock was asked for and is taken.
+pub fn open(path: &Path, mode: ObjectMode, make_dirs: bool) -> Result<File> {
+    let has = |flag| mode.flags.has(flag);
+    let failed = |error: std::io::Error| Error::os(&error, path.display());
+    let writable = has(ObjectFlags::WRITE);
+    if has(ObjectFlags::CREATE) {
+        match make(path, mode, make_dirs) {
+            Err(error) if error.kind == Kind::Exists && !has(ObjectFlags::CREATE_NEW) => {}
+            made => return made,
+        }
+    }
+    let mut options = OpenOptions::new();
+    // Not blocking: a FIFO must not hold us up before it is recognised.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    options.read(true).write(writable).custom_flags(flags);
+    let file = options.open(path).map_err(failed)?;
+    check_kind(&file, path)?;
+    if has(ObjectFlags::LOCK) {
+        lock::acquire(&file, path, writable)?;
+    }
+    if has(ObjectFlags::TRUNCATE) {
+        if !file.metadata().map_err(failed)?.is_file() {
+            let text = format!(
+                "{} is a block device: it is served as it is",
+                path.display()
+            );
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        // Cut to nothing first: what was there must not come back.
+        file.set_len(0)
+            .and_then(|()| file.set_len(mode.size))
+            .map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+    }
+    Ok(file)
+}
+
+fn check_kind(file: &File, path: &Path) -> Result<()> {
+    let metadata = file
+        .metadata()
+        .map_err(|error| Error::os(&error, path.display()))?;
+    let kind = metadata.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let what = match kind.is_dir() {
+        true => "a directory: the raw layout serves one file or block device",
+        false => "neither a file nor a block device",
+    };
+    Err(Error::new(
+        Kind::Invalid,
+        format!("{} is {what}", path.display()),
+    ))
+}
+
+/// Makes the file, durably: itself, its size, and its name in the directory.
+fn make(path: &Path, mode: ObjectMode, make_dirs: bool) -> Result<File> {
+    let failed = |error: std::io::Error| Error::os(&error, path.display());
+    let dir = directory_of(path);
+    if make_dirs && !dir.exists() {
+        make_directories(&dir)?;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o644);
+    let file = options.open(path).map_err(failed)?;
+    let made = (|| {
+        if mode.flags.has(ObjectFlags::LOCK) {
+            lock::acquire(&file, path, true)?;
+        }
+        file.set_len(mode.size).map_err(failed)?;
+        file.sync_all().map_err(failed)?;
+        sync_directory(&dir)
+    })();
+    if made.is_err() {
+        // Half a volume is none. That it can't be removed adds nothing to the error.
+        let _ = std::fs::remove_file(path);
+    }
+    made.map(|()| file)
+}
+
+/// Removes the image, if nobody uses it.
+///
+/// # Errors
+/// [`Kind::Busy`] if it is in use, [`Kind::Invalid`] if it is not a file.
+pub fn remove(path: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::os(&error, path.display());
+    let link = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata.map_err(failed)?,
+    };
+    if link.is_symlink() {
+        let target = std::fs::read_link(path).map_err(failed)?;
+        let text = format!(
+            "{} is a link to {}: destroy that",
+            path.display(),
+            target.display()
+        );
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    if !link.is_file() {
+        let text = format!("{} is not a file, so it is not removed", path.display());
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    let mode = ObjectMode::new(ObjectFlags::WRITE | ObjectFlags::LOCK);
+    let file = open(path, mode, false)?;
+    let locked = file.metadata().map_err(failed)?;
+    if (locked.dev(), locked.ino()) != (link.dev(), link.ino()) {
+        let text = format!("{} was replaced meanwhile", path.display());
+        return Err(Error::new(Kind::Busy, text));
+    }
+    std::fs::remove_file(path).map_err(failed)?;
+    sync_directory(&directory_of(path))
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Makes the name of a file in `dir` durable.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_directory(dir: &Path) -> Result<()> {
+    let opened = File::open(dir).and_then(|dir| dir.sync_all());
+    opened.map_err(|error| Error::os(&error, format_args!("syncing {}", dir.display())))
+}
+
+/// Makes a directory and those above it, durably.
+///
+/// # Errors
+/// What the system says.
+pub fn make_directories(dir: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::os(&error, dir.display());
+    let above = directory_of(dir);
+    if !above.exists() {
+        make_directories(&above)?;
+    }
+    match std::fs::create_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(failed(error)),
+        Ok(()) => sync_directory(&above),
+    }
+}
