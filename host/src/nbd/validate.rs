@@ -105,9 +105,6 @@ fn check_flags(
     }
     if agreement.framing == Framing::Extended {
         match request.command {
-            cmd::WRITE if !request.has(cmd_flag::PAYLOAD_LEN) => {
-                return Err(Refusal(Errno::Inval, "a write without its payload"));
-            }
             cmd::WRITE => allowed |= cmd_flag::PAYLOAD_LEN,
             cmd::BLOCK_STATUS if has(flag::BLOCK_STATUS_PAYLOAD) => {
                 allowed |= cmd_flag::PAYLOAD_LEN;

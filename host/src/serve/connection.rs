@@ -56,6 +56,24 @@ struct Incoming {
     last_progress: Instant,
 }
 
+/// A request that is all there.
+struct Arrived {
+    request: Request,
+    payload: Option<Bytes>,
+    /// Memory that was taken from the budget for it, in bytes.
+    reserved_bytes: u64,
+}
+
+/// What the bytes at the front of the buffer are good for.
+enum Parsed {
+    /// More of them are needed.
+    Incomplete,
+    /// They were dealt with; look on.
+    Handled,
+    /// A request.
+    Arrived(Arrived),
+}
+
 impl Incoming {
     /// Takes what was received before the payload had memory of its own.
     fn fill_from(&mut self, buffer: &mut RecvBuffer) {
@@ -65,8 +83,12 @@ impl Incoming {
         self.filled += here;
     }
 
-    fn whole(self) -> (Request, Option<Bytes>) {
-        (self.request, Some(self.buf.freeze()))
+    fn whole(self) -> Arrived {
+        Arrived {
+            request: self.request,
+            reserved_bytes: self.buf.len() as u64,
+            payload: Some(self.buf.freeze()),
+        }
     }
 }
 
@@ -155,17 +177,21 @@ impl<'s> Connection<'s> {
             self.mute = true;
             self.link.settle(Fate::Dead);
         }
-        while !self.in_flight.is_empty() {
-            self.link.wait(false, false, None);
+        loop {
             self.finish_ready();
             self.replies.clear();
+            if self.in_flight.is_empty() {
+                return served;
+            }
+            self.link.wait(false, false, None);
         }
-        served
     }
 
     fn serve(&mut self) -> io::Result<()> {
         loop {
             self.start_received()?;
+            // What was started and waits has its first poll here: before it nothing has happened.
+            self.finish_ready();
             self.send(true)?;
             if self.backlog && self.has_room() {
                 continue;
@@ -190,10 +216,10 @@ impl<'s> Connection<'s> {
     fn start_received(&mut self) -> io::Result<()> {
         self.backlog = false;
         while self.has_room() {
-            let Some((request, payload)) = self.next_request()? else {
+            let Some(arrived) = self.next_request()? else {
                 return Ok(());
             };
-            self.start(request, payload)?;
+            self.start(arrived)?;
             if self.replies.segments() >= SEND_SEGMENTS || self.replies.bytes() >= SEND_BYTES {
                 self.send(false)?;
             }
@@ -203,7 +229,7 @@ impl<'s> Connection<'s> {
     }
 
     /// The next request with its whole payload, out of what was received.
-    fn next_request(&mut self) -> io::Result<Option<(Request, Option<Bytes>)>> {
+    fn next_request(&mut self) -> io::Result<Option<Arrived>> {
         loop {
             match &mut self.expect {
                 Expect::Payload(incoming) => {
@@ -231,71 +257,66 @@ impl<'s> Connection<'s> {
                     }
                     self.expect = Expect::Request;
                 }
-                Expect::Request => {
-                    let Some(found) = self.parse_request()? else {
-                        return Ok(None);
-                    };
-                    if found.is_some() {
-                        return Ok(found);
-                    }
-                }
+                Expect::Request => match self.parse_request()? {
+                    Parsed::Incomplete => return Ok(None),
+                    Parsed::Handled => {}
+                    Parsed::Arrived(arrived) => return Ok(Some(arrived)),
+                },
             }
         }
     }
 
-    /// `None`: more bytes are needed. `Some(None)`: the header was dealt with, look on.
-    #[allow(clippy::type_complexity)]
-    fn parse_request(&mut self) -> io::Result<Option<Option<(Request, Option<Bytes>)>>> {
+    fn parse_request(&mut self) -> io::Result<Parsed> {
         let framing = self.session.framing();
         let Some(buffer) = &mut self.buffer else {
-            return Ok(None);
+            return Ok(Parsed::Incomplete);
         };
         let request = match Request::decode(buffer.unparsed(), framing) {
             Ok(Some(request)) => request,
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(Parsed::Incomplete),
             Err(bad) => return Err(broken(format!("bad request magic {:#010x}", bad.0))),
         };
-        let header = framing.request_header_bytes();
-        let payload = request.payload_bytes(framing);
         if request.command == cmd::DISC {
             self.link.settle(Fate::Orderly);
             self.ended = true;
             self.buffer = None;
-            return Ok(None);
+            return Ok(Parsed::Incomplete);
         }
-        if payload == 0 {
-            buffer.skip(header);
-            return Ok(Some(self.admit(request).then_some((request, None))));
-        }
+        let header = framing.request_header_bytes();
+        let payload = request.payload_bytes(framing);
         if payload > payload_limit(framing) {
             return Err(broken(format!("a payload of {payload} bytes")));
         }
         let whole = header + payload as usize;
-        if whole <= RECV_BYTES && buffer.unparsed().len() < whole {
-            return Ok(None);
+        let fits = whole <= RECV_BYTES;
+        if fits && buffer.unparsed().len() < whole {
+            return Ok(Parsed::Incomplete);
         }
         buffer.skip(header);
-        if !self.admit(request) {
+        if !self.admits(&request) {
             self.expect = Expect::Nothing(payload);
-            return Ok(Some(None));
+            return Ok(Parsed::Handled);
         }
-        if whole <= RECV_BYTES {
-            let buffer = self.buffer.as_mut().expect("it was there above");
-            let bytes = buffer.take(payload as usize);
-            return Ok(Some(Some((request, Some(bytes)))));
+        if !fits {
+            self.expect_payload(request, payload)?;
+            return Ok(Parsed::Handled);
         }
-        self.expect_payload(request, payload)?;
-        Ok(Some(None))
+        let cut = |buffer: &mut RecvBuffer| buffer.take(payload as usize);
+        Ok(Parsed::Arrived(Arrived {
+            request,
+            payload: self.buffer.as_mut().filter(|_| payload > 0).map(cut),
+            reserved_bytes: 0,
+        }))
     }
 
     /// Answers a request that can't be carried out; whether it can.
-    fn admit(&mut self, request: Request) -> bool {
+    fn admits(&mut self, request: &Request) -> bool {
         if self.shared.is_draining() {
             let refusal = Refusal(Errno::Shutdown, "the server is going down");
-            self.session.refuse(&request, refusal, &mut self.replies);
+            self.session.refuse(request, refusal, &mut self.replies);
             return false;
         }
-        self.session.admits(&request, &mut self.replies)
+        self.session.admits(request, &mut self.replies)
     }
 
     /// Makes room for a large payload. Memory that nothing was received into is not touched.
@@ -317,10 +338,10 @@ impl<'s> Connection<'s> {
             if self.in_flight.is_empty() && self.replies.is_empty() {
                 self.shared.budget.wait(IDLE_AFTER);
             } else {
+                self.finish_ready();
                 self.send(true)?;
                 if !self.in_flight.is_empty() {
                     self.link.wait(false, !self.replies.is_empty(), None);
-                    self.finish_ready();
                 }
             }
             if self.shared.is_draining() {
@@ -330,20 +351,18 @@ impl<'s> Connection<'s> {
         Ok(())
     }
 
-    fn start(&mut self, request: Request, payload: Option<Bytes>) -> io::Result<()> {
-        let reserved = payload.as_ref().map_or(0, |payload| payload.len() as u64);
-        // A payload within the receive buffer is the connection's own memory.
-        let mut bytes = if reserved > RECV_BYTES as u64 {
-            reserved
-        } else {
-            0
-        };
+    fn start(&mut self, arrived: Arrived) -> io::Result<()> {
+        let Arrived {
+            request,
+            payload,
+            mut reserved_bytes,
+        } = arrived;
         if request.command == cmd::READ && request.length > COUNTED_READ_BYTES {
             self.reserve(request.length)?;
-            bytes = request.length;
+            reserved_bytes += request.length;
         }
         let started = self.session.start(request, payload, &mut self.replies);
-        self.follow(started, bytes);
+        self.follow(started, reserved_bytes);
         Ok(())
     }
 

@@ -174,7 +174,8 @@ impl Link {
             Ok(_) if watched == 2 => fds[1].revents(),
             _ => PollFlags::empty(),
         };
-        self.waker.awake();
+        let woken = !fds[0].revents().is_empty();
+        self.waker.awake(woken);
         let over = PollFlags::HUP | PollFlags::ERR;
         Ready {
             readable: read && events.intersects(PollFlags::IN | PollFlags::RDHUP | over),

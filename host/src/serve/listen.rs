@@ -155,8 +155,8 @@ pub fn accept_until_woken(listeners: &[Listener], shared: &Arc<Shared>, waker: &
                 .map(|l| PollFd::new(&l.socket, PollFlags::IN)),
         );
         let polled = poll(&mut fds, None);
-        let ready: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
-        waker.awake();
+        let mut ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        waker.awake(ready.remove(0));
         if polled.is_err() {
             continue;
         }

@@ -50,9 +50,11 @@ impl Waker {
         true
     }
 
-    /// The thread is up again.
-    pub fn awake(&self) {
-        if self.state.swap(AWAKE, Ordering::AcqRel) == WOKEN {
+    /// The thread is up again; `readable` says whether [`fd`](Self::fd) was. A wake whose write
+    /// comes late leaves the event readable: the next sleep ends early, and takes it away.
+    pub(super) fn awake(&self, readable: bool) {
+        self.state.store(AWAKE, Ordering::Release);
+        if readable {
             let _ = rustix::io::read(&self.event, &mut [0; 8]);
         }
     }
@@ -84,7 +86,18 @@ mod tests {
         assert!(!waker.may_sleep());
         assert!(waker.may_sleep());
         waker.wake_thread();
-        let mut count = [0; 8];
-        assert_eq!(rustix::io::read(waker.fd(), &mut count), Ok(8));
+        waker.awake(true);
+        assert!(rustix::io::read(waker.fd(), &mut [0; 8]).is_err());
+    }
+
+    #[test]
+    fn a_wake_that_writes_late_ends_one_sleep_and_no_more() {
+        let waker = Waker::new().unwrap();
+        assert!(waker.may_sleep());
+        waker.awake(false);
+        rustix::io::write(waker.fd(), &1u64.to_ne_bytes()).unwrap();
+        assert!(waker.may_sleep());
+        waker.awake(true);
+        assert!(rustix::io::read(waker.fd(), &mut [0; 8]).is_err());
     }
 }

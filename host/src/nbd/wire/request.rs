@@ -85,13 +85,11 @@ impl Request {
         self.flags & flags == flags
     }
 
-    /// Bytes of payload behind the header.
+    /// Bytes of payload behind the header. A write has one even where an extended header should
+    /// say so with `NBD_CMD_FLAG_PAYLOAD_LEN` and does not, as qemu's client (8.2 to 10) does not.
     pub fn payload_bytes(&self, framing: Framing) -> u64 {
-        let has_payload = match framing {
-            Framing::Extended => self.has(cmd_flag::PAYLOAD_LEN),
-            Framing::Simple | Framing::Structured => self.command == cmd::WRITE,
-        };
-        if has_payload {
+        let says_so = framing == Framing::Extended && self.has(cmd_flag::PAYLOAD_LEN);
+        if self.command == cmd::WRITE || says_so {
             self.length
         } else {
             0
