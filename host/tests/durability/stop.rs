@@ -12,11 +12,12 @@ use rustix::process::Signal;
 use tempfile::{tempdir, TempDir};
 
 use crate::client::{header, Client, EIO, FLUSH, READ, WRITE};
+use crate::disks::{FuseFile, FAILING_DISK};
 use crate::load::{load, UNITS};
 use crate::model::Model;
 use crate::rng::Rng;
 use crate::server::{init_raw, Serve, Server};
-use crate::tools::present;
+use crate::tools::{present, present_as_root};
 use crate::trace::{from_start, wait_for_call, Trace, SYNC};
 
 /// What a stop may take when clients do not help, and a little.
@@ -95,26 +96,24 @@ fn c23_a_request_in_flight_is_answered_before_the_server_goes() {
 
 #[test]
 fn c23_a_second_sigterm_ends_it_at_once() {
-    if !present(&["strace"]) {
+    if !present_as_root(&FAILING_DISK) {
         return;
     }
-    let (dir, serve) = stage();
-    let log = dir.path().join("strace");
-    let mut server = from_start(serve, &log, SYNC, "delay_enter=20000000").start();
+    let file = FuseFile::new();
+    let mut server = Serve::raw("disk", &file.path())
+        .unix(&file.outside("sock"))
+        .start();
     let mut client = Client::unix(&server);
     assert_eq!(client.write(0, 0, &[7; 4096]), 0);
+    file.stand_still(true);
     client.send(FLUSH, 0, 0, 0, &[]).unwrap();
-    wait_for_call(&log, SYNC);
+    thread::sleep(Duration::from_millis(100));
     server.signal(Signal::TERM);
-    assert_eq!(
-        server.wait(Duration::from_millis(500)),
-        None,
-        "it did not wait for the FLUSH"
-    );
+    let ended = server.wait(Duration::from_millis(500));
+    assert_eq!(ended, None, "it did not wait for the FLUSH in flight");
     server.signal(Signal::TERM);
-    let status = server
-        .wait(Duration::from_secs(2))
-        .expect("gone at the second SIGTERM");
+    let status = server.wait(Duration::from_secs(2));
+    let status = status.expect("gone at the second SIGTERM");
     assert_ne!(status.code(), Some(0), "an interrupted stop is no success");
 }
 
