@@ -265,7 +265,15 @@ impl Export {
             true => Ok(()),
             false => self.layout.flush().await,
         };
-        self.layout.close().await.and(flushed)
+        self.release().await.and(flushed)
+    }
+
+    /// Gives the volume back as it is.
+    ///
+    /// # Errors
+    /// If something acknowledged could not be kept.
+    pub async fn release(&self) -> Result<()> {
+        self.layout.close().await
     }
 }
 

@@ -9,7 +9,7 @@ use nbd_rs_plugin::{Body, Bytes, Data, Extent, ExtentFlags, Piece, ReadFlags, Re
 use super::errno::Errno;
 use super::options::ALLOCATION_ID;
 use super::reply_queue::{LentReply, ReplyQueue, ReplyTo};
-use super::validate::{check_range, validate, Agreement, Refusal};
+use super::validate::{check_range, transmission_flags, validate, Agreement, Refusal};
 use super::wire::constants::{cmd, cmd_flag, state};
 use super::wire::reply::ChunkOf;
 use super::wire::request::{BlockStatusPayload, Request};
@@ -26,6 +26,8 @@ const LEND_BYTES: u64 = 64 << 10;
 pub struct Session<R> {
     export: Arc<Export>,
     agreement: Agreement,
+    /// The transmission flags that the client saw.
+    advertised: u16,
     requester: Arc<R>,
 }
 
@@ -70,6 +72,7 @@ impl<R: Requester + 'static> Session<R> {
     /// On `export`, as agreed, for `requester`.
     pub fn new(export: Arc<Export>, agreement: Agreement, requester: Arc<R>) -> Self {
         Self {
+            advertised: transmission_flags(&export, agreement),
             export,
             agreement,
             requester,
@@ -83,7 +86,7 @@ impl<R: Requester + 'static> Session<R> {
 
     /// Judges a request by its header, before its payload is read; a refusal is answered.
     pub fn admits(&self, request: &Request, replies: &mut ReplyQueue) -> bool {
-        match validate(request, &self.export, self.agreement) {
+        match validate(request, &self.export, self.agreement, self.advertised) {
             Ok(()) => true,
             Err(refusal) => {
                 self.refuse(request, refusal, replies);
