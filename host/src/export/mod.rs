@@ -256,6 +256,14 @@ impl Export {
         Answer::Later(self.layout.flush())
     }
 
+    /// Keeps writers off a range.
+    #[cfg(test)]
+    pub(crate) fn hold(self: &Arc<Self>, range: Range<u64>) -> RangeGuard<Locks> {
+        use futures_util::FutureExt;
+        let held = self.lock(range, false).now_or_never();
+        held.expect("nobody writes there")
+    }
+
     /// Flushes and gives the volume back.
     ///
     /// # Errors
@@ -279,4 +287,111 @@ impl Export {
 
 fn is_mapped(piece: &Piece) -> bool {
     matches!(piece, Piece::Mapped(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::{self, Faults};
+    use crate::layout::raw::Raw;
+    use crate::runtime::block_on;
+    use futures_util::FutureExt;
+    use nbd_rs_plugin::{Bytes, ObjectFlags, ObjectMode};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[derive(Default)]
+    struct Client(AtomicBool);
+
+    impl Requester for Client {
+        fn is_gone(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    fn export() -> (Arc<Export>, Arc<Faults>) {
+        let (chain, faults) = memory::chain(vec![0; 8192]);
+        let layout = block_on(async {
+            let mode = ObjectMode::new(ObjectFlags::WRITE);
+            let object = chain.open_object("", mode).await.unwrap();
+            Raw::new(chain, object).await.unwrap()
+        });
+        let export = Export::new("x".into(), String::new(), Arc::new(layout), false);
+        (Arc::new(export), faults)
+    }
+
+    fn body(byte: u8, len: usize) -> Body {
+        Body::One(Bytes::from(vec![byte; len]))
+    }
+
+    fn read(export: &Arc<Export>, offset: u64, len: u64) -> Vec<u8> {
+        let data = block_on(export.read(offset, len, ReadFlags::NONE).wait()).unwrap();
+        let pieces = data.pieces().iter().map(|piece| match piece {
+            Piece::Bytes(bytes) => bytes.to_vec(),
+            other => panic!("not asked for: {other:?}"),
+        });
+        pieces.collect::<Vec<_>>().concat()
+    }
+
+    #[test]
+    fn c03_a_change_whose_client_is_gone_before_it_starts_never_happens() {
+        let (export, faults) = export();
+        let gone = Arc::new(Client(AtomicBool::new(true)));
+        let answer = block_on(export.write(0, body(1, 512), false, &gone).wait());
+        assert_eq!(answer.unwrap(), Change::Dropped);
+        // The same for one that had to wait for another.
+        faults.slow.store(true, Ordering::Relaxed);
+        let (first, second) = (Arc::new(Client::default()), Arc::new(Client::default()));
+        let slow = export.write(0, body(2, 512), false, &first).wait();
+        let queued = export.write(256, body(3, 512), false, &second).wait();
+        second.0.store(true, Ordering::Relaxed);
+        assert_eq!(block_on(slow).unwrap(), Change::Made);
+        assert_eq!(block_on(queued).unwrap(), Change::Dropped);
+        assert_eq!(read(&export, 0, 768), [vec![2; 512], vec![0; 256]].concat());
+    }
+
+    #[test]
+    fn c03_overlapping_changes_take_effect_in_the_order_they_came() {
+        let (export, faults) = export();
+        faults.slow.store(true, Ordering::Relaxed);
+        let client = Arc::new(Client::default());
+        let first = export.write(0, body(1, 1024), false, &client);
+        faults.slow.store(false, Ordering::Relaxed);
+        let second = export.zero(512, 1024, ZeroFlags::NONE, &client);
+        let apart = export.write(4096, body(4, 512), false, &client);
+        assert!(matches!(apart, Answer::Ready(Ok(Change::Made))));
+        let mut second = Box::pin(second.wait());
+        assert!((&mut second).now_or_never().is_none());
+        block_on(first.wait()).unwrap();
+        block_on(second).unwrap();
+        assert_eq!(
+            read(&export, 0, 1024),
+            [vec![1; 512], vec![0; 512]].concat()
+        );
+    }
+
+    #[test]
+    fn c01_a_read_waits_for_a_write_that_has_begun_there() {
+        let (export, faults) = export();
+        faults.slow.store(true, Ordering::Relaxed);
+        let client = Arc::new(Client::default());
+        let write = export.write(0, body(7, 512), false, &client);
+        let mut read = Box::pin(export.read(0, 512, ReadFlags::NONE).wait());
+        assert!((&mut read).now_or_never().is_none());
+        block_on(write.wait()).unwrap();
+        assert_eq!(block_on(read).unwrap().len(), 512);
+        assert_eq!(super::tests::read(&export, 0, 1), [7]);
+    }
+
+    #[test]
+    fn c06_fua_answers_only_when_the_sync_has_succeeded() {
+        let (export, faults) = export();
+        let client = Arc::new(Client::default());
+        faults.failing_syncs.store(1, Ordering::Relaxed);
+        let failed = block_on(export.write(0, body(1, 512), true, &client).wait());
+        assert!(failed.is_err());
+        // Another range does not mend it, the same one does.
+        assert!(block_on(export.write(512, body(1, 512), true, &client).wait()).is_err());
+        block_on(export.write(0, body(1, 512), true, &client).wait()).unwrap();
+        block_on(export.flush().wait()).unwrap();
+    }
 }
