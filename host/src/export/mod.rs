@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use nbd_rs_plugin::{
-    Body, Capabilities, CapabilityFlags, Data, Extent, Piece, ReadFlags, Result, ZeroFlags,
+    Body, Capabilities, CapabilityFlags, Data, Extent, Mapped, Piece, ReadFlags, Result, ZeroFlags,
 };
 
 use crate::backend::Answer;
@@ -72,8 +72,14 @@ impl Deref for Locks {
     }
 }
 
-/// Lent bytes and the hold that keeps writers off them.
-pub type Lent = (Data, RangeGuard<Locks>);
+/// What a read that may lend gives.
+pub enum Lending {
+    /// A mapping, and the hold that keeps writers off it. It must be handed to the kernel before
+    /// the hold is dropped, and soon: writers wait for it.
+    Lent(Mapped, RangeGuard<Locks>),
+    /// An answer like any other.
+    Answer(Answer<Data>),
+}
 
 impl Export {
     /// Offers `layout` under `name`.
@@ -136,17 +142,10 @@ impl Export {
         }
         let export = self.clone();
         match self.locks.try_lock(offset..offset + len, false) {
-            Some(guard) => match self.layout.read(offset, len, flags) {
-                Answer::Later(later) => {
-                    let guard = guard.into_owned(Locks(export));
-                    Answer::later(async move {
-                        let result = later.await;
-                        drop(guard);
-                        result
-                    })
-                }
-                ready => ready,
-            },
+            Some(guard) => {
+                let guard = guard.into_owned(Locks(export));
+                guarded(self.layout.read(offset, len, flags), guard)
+            }
             None => Answer::later(async move {
                 let _guard = export.lock(offset..offset + len, false).await;
                 export.layout.read(offset, len, flags).wait().await
@@ -154,15 +153,21 @@ impl Export {
         }
     }
 
-    /// Reads without a copy, if that can be done at once. The bytes must be handed to the kernel
-    /// before the hold on their range is dropped, and soon: writers wait for it.
-    pub fn try_lend(self: &Arc<Self>, offset: u64, len: u64) -> Option<Lent> {
-        let guard = self.locks.try_lock(offset..offset + len, false)?;
-        match self.layout.read(offset, len, ReadFlags::LEND_MAPPED) {
+    /// Reads `len` bytes, without a copy if that can be done at once.
+    pub fn read_or_lend(self: &Arc<Self>, offset: u64, len: u64, flags: ReadFlags) -> Lending {
+        let Some(guard) = self.locks.try_lock(offset..offset + len, false) else {
+            return Lending::Answer(self.read(offset, len, flags));
+        };
+        let guard = guard.into_owned(Locks(self.clone()));
+        let lend = flags | ReadFlags::LEND_MAPPED;
+        match self.layout.read(offset, len, lend) {
+            Answer::Ready(Ok(Data::One(Piece::Mapped(mapped)))) => Lending::Lent(mapped, guard),
+            // Several pieces at once can't be lent: read them.
             Answer::Ready(Ok(data)) if data.pieces().iter().any(is_mapped) => {
-                Some((data, guard.into_owned(Locks(self.clone()))))
+                let answer = self.layout.read(offset, len, flags);
+                Lending::Answer(guarded(answer, guard))
             }
-            _ => None,
+            answer => Lending::Answer(guarded(answer, guard)),
         }
     }
 
@@ -226,13 +231,9 @@ impl Export {
         }
         match start(&*self.layout) {
             Answer::Ready(result) => Answer::Ready(result.map(|()| Change::Made)),
-            Answer::Later(later) => {
-                let guard = guard.into_owned(Locks(self.clone()));
-                Answer::later(async move {
-                    let result = later.await;
-                    drop(guard);
-                    result.map(|()| Change::Made)
-                })
+            later => {
+                let later = guarded(later, guard.into_owned(Locks(self.clone())));
+                Answer::later(async move { later.wait().await.map(|()| Change::Made) })
             }
         }
     }
@@ -282,6 +283,18 @@ impl Export {
     /// If something acknowledged could not be kept.
     pub async fn release(&self) -> Result<()> {
         self.layout.close().await
+    }
+}
+
+/// An answer that keeps its range until it is there.
+fn guarded<T: Send + 'static>(answer: Answer<T>, guard: RangeGuard<Locks>) -> Answer<T> {
+    match answer {
+        Answer::Ready(result) => Answer::Ready(result),
+        Answer::Later(later) => Answer::later(async move {
+            let result = later.await;
+            drop(guard);
+            result
+        }),
     }
 }
 

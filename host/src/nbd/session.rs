@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use nbd_rs_plugin::{Body, Bytes, Data, Extent, ExtentFlags, Piece, ReadFlags, Result, ZeroFlags};
+use nbd_rs_plugin::{Body, Bytes, Data, Extent, ExtentFlags, ReadFlags, Result, ZeroFlags};
 
 use super::errno::Errno;
 use super::options::ALLOCATION_ID;
@@ -15,7 +15,7 @@ use super::wire::reply::ChunkOf;
 use super::wire::request::{BlockStatusPayload, Request};
 use super::wire::Framing;
 use crate::backend::Answer;
-use crate::export::{Change, Export, Requester};
+use crate::export::{Change, Export, Lending, Requester};
 
 /// Extents in one block status reply; the specification allows 2^20.
 const MAX_EXTENTS: u32 = 1 << 16;
@@ -131,16 +131,19 @@ impl<R: Requester + 'static> Session<R> {
 
     fn read(&self, request: Request, replies: &mut ReplyQueue) -> Started {
         let Request { offset, length, .. } = request;
-        if length >= LEND_BYTES {
-            if let Some((Data::One(Piece::Mapped(mapped)), hold)) =
-                self.export.try_lend(offset, length)
-            {
+        let flags = ReadFlags::LEND_HOLES;
+        let lending = match length >= LEND_BYTES {
+            true => self.export.read_or_lend(offset, length, flags),
+            false => Lending::Answer(self.export.read(offset, length, flags)),
+        };
+        let answer = match lending {
+            Lending::Answer(answer) => answer,
+            Lending::Lent(mapped, hold) => {
                 let to = self.reply_to(&request);
                 replies.lend(LentReply::new(to, offset, mapped, hold));
                 return Started::Answered;
             }
-        }
-        let answer = self.export.read(offset, length, ReadFlags::LEND_HOLES);
+        };
         self.settle(request, None, answer, Outcome::Read, replies)
     }
 
