@@ -3,9 +3,10 @@
 use nbd_rs_plugin::options::display_size;
 use serde_json::json;
 
+use super::say;
 use crate::error::Result;
 use crate::export::Export;
-use crate::layout::open::Volume;
+use crate::layout::open::{Access, Volume};
 use crate::nbd::validate::{transmission_flags, Agreement};
 use crate::nbd::wire::constants::flag;
 use crate::nbd::wire::Framing;
@@ -41,41 +42,54 @@ fn flag_names(export: &Export) -> Vec<&'static str> {
     set.map(|(_, name)| *name).collect()
 }
 
-/// Prints it. The volume is opened as `serve` would, so it must not be in use.
+/// Prints it, also while the volume is being served.
 ///
 /// # Errors
 /// If the volume can't be opened.
 pub(super) fn print(volume: &Volume, registry: &Registry, as_json: bool) -> Result<()> {
-    let layout = runtime::block_on(volume.open(registry, false))?;
+    let layout = runtime::block_on(volume.open(registry, Access::Look))?;
     let export = Export::new(String::new(), volume.to_string(), layout, false);
-    let sizes = export.block_sizes();
-    if as_json {
-        let value = json!({
-            "layout": volume.driver.to_string(),
-            "location": volume.location.to_string(),
-            "size": export.size(),
-            "block_sizes": {
-                "minimum": sizes.minimum,
-                "preferred": sizes.preferred,
-                "maximum": sizes.maximum,
-            },
-            "read_only": export.is_read_only(),
-            "flags": flag_names(&export),
-            "flush": RAW_FLUSH,
-        });
-        println!("{value:#}");
-    } else {
-        let (size, bytes) = (display_size(export.size()), export.size());
-        println!("layout       {}", volume.driver);
-        println!("location     {}", volume.location);
-        println!("size         {size} ({bytes} bytes)");
-        println!(
-            "block sizes  minimum {}, preferred {}",
-            sizes.minimum, sizes.preferred
-        );
-        println!("max payload  {}", display_size(u64::from(sizes.maximum)));
-        println!("flush        {RAW_FLUSH}");
-        println!("flags        {}", flag_names(&export).join(" "));
+    match as_json {
+        true => say(format_args!("{:#}", json(volume, &export))),
+        false => say(text(volume, &export)),
     }
-    runtime::block_on(export.close())
+    runtime::block_on(export.release())
+}
+
+fn json(volume: &Volume, export: &Export) -> serde_json::Value {
+    let sizes = export.block_sizes();
+    json!({
+        "layout": volume.driver.to_string(),
+        "location": volume.location.to_string(),
+        "size": export.size(),
+        "block_sizes": {
+            "minimum": sizes.minimum,
+            "preferred": sizes.preferred,
+            "maximum": sizes.maximum,
+        },
+        "read_only": export.is_read_only(),
+        "flags": flag_names(export),
+        "flush": RAW_FLUSH,
+    })
+}
+
+fn text(volume: &Volume, export: &Export) -> String {
+    let sizes = export.block_sizes();
+    let lines = [
+        ("layout", volume.driver.to_string()),
+        ("location", volume.location.to_string()),
+        (
+            "size",
+            format!("{} ({} bytes)", display_size(export.size()), export.size()),
+        ),
+        (
+            "block sizes",
+            format!("minimum {}, preferred {}", sizes.minimum, sizes.preferred),
+        ),
+        ("max payload", display_size(u64::from(sizes.maximum))),
+        ("flush", RAW_FLUSH.to_owned()),
+        ("flags", flag_names(export).join(" ")),
+    ];
+    let lines = lines.map(|(name, value)| format!("{name:<13}{value}"));
+    lines.join("\n")
 }

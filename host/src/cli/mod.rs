@@ -4,6 +4,7 @@ pub mod args;
 mod info;
 mod serve;
 
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -32,6 +33,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Prints a line for whoever reads standard output; that nobody does is no failure.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 fn start_log(common: &Common) {
     let filter = match &common.log {
         Some(filter) => EnvFilter::new(filter),
@@ -40,6 +46,7 @@ fn start_log(common: &Common) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
 }
@@ -54,7 +61,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             true => registry.to_json(),
             false => registry.to_text(),
         };
-        print!("{text}");
+        say(text.trim_end());
         return Ok(ExitCode::SUCCESS);
     }
     report(&registry);
@@ -63,7 +70,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Destroy(args) => {
             let volume = volume(&args.volume, &registry)?;
             runtime::block_on(volume.destroy(&registry))?;
-            println!("{volume}: destroyed");
+            say(format_args!("{volume}: destroyed"));
         }
         Command::Info(args) => {
             info::print(&volume(&args.volume, &registry)?, &registry, args.json)?
@@ -80,7 +87,8 @@ fn init(args: &Init, registry: &Registry) -> Result<()> {
         return Err(Error::new(Kind::Invalid, "a volume of no size"));
     }
     runtime::block_on(volume.create(registry, args.size, args.force))?;
-    println!("{volume}: {}, all zeros", display_size(args.size));
+    let size = display_size(args.size);
+    say(format_args!("{volume}: {size}, all zeros"));
     Ok(())
 }
 

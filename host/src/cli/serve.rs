@@ -9,9 +9,10 @@ use tokio::signal::unix::{signal, Signal, SignalKind};
 
 use super::args::Serve;
 use super::info::RAW_FLUSH;
+use super::say;
 use crate::error::{printable, Error, Kind, Result};
 use crate::export::Export;
-use crate::layout::open::Volume;
+use crate::layout::open::{Access, Volume};
 use crate::nbd::options::Exports;
 use crate::nbd::wire::constants::MAX_STRING_BYTES;
 use crate::plugin::Registry;
@@ -47,7 +48,7 @@ pub(super) fn run(args: Serve, registry: &Registry) -> Result<ExitCode> {
         memory_bytes: args.memory.max(MIN_MEMORY_BYTES),
     };
     let server = Server::start(listeners, exports, limits)?;
-    println!("ready");
+    say("ready");
     let (_, name) = runtime::block_on(signals.next());
     tracing::info!("{name}: finishing what is in flight");
     runtime::handle().spawn(async move {
@@ -94,7 +95,7 @@ fn open_exports(words: &[String], read_only: bool, registry: &Registry) -> Resul
             ));
         }
         let volume = Volume::parse(driver, config, registry)?;
-        let opened = runtime::block_on(volume.open(registry, read_only));
+        let opened = runtime::block_on(volume.open(registry, Access::serving(read_only)));
         let layout = opened.map_err(|error| error.context(format_args!("export {shown:?}")))?;
         let export = Export::new(name.clone(), volume.to_string(), layout, read_only);
         exports.0.push(Arc::new(export));
@@ -105,24 +106,24 @@ fn open_exports(words: &[String], read_only: bool, registry: &Registry) -> Resul
 /// What is served, and how to attach a client.
 fn announce(listeners: &[Listener], exports: &Exports) {
     for export in &exports.0 {
+        let name = printable(&export.name, 80);
+        let size = display_size(export.size());
         let mode = match export.is_read_only() {
             true => "read-only",
             false => "read-write",
         };
-        println!(
-            "export {:?}: {}, {mode}, {}; a flush is {RAW_FLUSH}",
-            printable(&export.name, 80),
-            display_size(export.size()),
-            export.description,
-        );
+        let volume = &export.description;
+        say(format_args!(
+            "export {name:?}: {size}, {mode}, {volume}; a flush is {RAW_FLUSH}"
+        ));
     }
     for listener in listeners {
-        println!("listening on {}", listener.address);
+        say(format_args!("listening on {}", listener.address));
     }
     if let (Some(listener), Some(export)) = (listeners.first(), exports.0.first()) {
-        println!("to attach a client:");
+        say("to attach a client:");
         for line in attach_lines(&listener.address, &export.name) {
-            println!("  {line}");
+            say(format_args!("  {line}"));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use nbd_rs_plugin::{
-    Body, Capabilities, CapabilityFlags, Data, Extent, Piece, ReadFlags, Result, ZeroFlags,
+    Body, Capabilities, CapabilityFlags, Data, Extent, Mapped, Piece, ReadFlags, Result, ZeroFlags,
 };
 
 use crate::backend::Answer;
@@ -72,8 +72,14 @@ impl Deref for Locks {
     }
 }
 
-/// Lent bytes and the hold that keeps writers off them.
-pub type Lent = (Data, RangeGuard<Locks>);
+/// What a read that may lend gives.
+pub enum Lending {
+    /// A mapping, and the hold that keeps writers off it. It must be handed to the kernel before
+    /// the hold is dropped, and soon: writers wait for it.
+    Lent(Mapped, RangeGuard<Locks>),
+    /// An answer like any other.
+    Answer(Answer<Data>),
+}
 
 impl Export {
     /// Offers `layout` under `name`.
@@ -136,17 +142,10 @@ impl Export {
         }
         let export = self.clone();
         match self.locks.try_lock(offset..offset + len, false) {
-            Some(guard) => match self.layout.read(offset, len, flags) {
-                Answer::Later(later) => {
-                    let guard = guard.into_owned(Locks(export));
-                    Answer::later(async move {
-                        let result = later.await;
-                        drop(guard);
-                        result
-                    })
-                }
-                ready => ready,
-            },
+            Some(guard) => {
+                let guard = guard.into_owned(Locks(export));
+                guarded(self.layout.read(offset, len, flags), guard)
+            }
             None => Answer::later(async move {
                 let _guard = export.lock(offset..offset + len, false).await;
                 export.layout.read(offset, len, flags).wait().await
@@ -154,15 +153,21 @@ impl Export {
         }
     }
 
-    /// Reads without a copy, if that can be done at once. The bytes must be handed to the kernel
-    /// before the hold on their range is dropped, and soon: writers wait for it.
-    pub fn try_lend(self: &Arc<Self>, offset: u64, len: u64) -> Option<Lent> {
-        let guard = self.locks.try_lock(offset..offset + len, false)?;
-        match self.layout.read(offset, len, ReadFlags::LEND_MAPPED) {
+    /// Reads `len` bytes, without a copy if that can be done at once.
+    pub fn read_or_lend(self: &Arc<Self>, offset: u64, len: u64, flags: ReadFlags) -> Lending {
+        let Some(guard) = self.locks.try_lock(offset..offset + len, false) else {
+            return Lending::Answer(self.read(offset, len, flags));
+        };
+        let guard = guard.into_owned(Locks(self.clone()));
+        let lend = flags | ReadFlags::LEND_MAPPED;
+        match self.layout.read(offset, len, lend) {
+            Answer::Ready(Ok(Data::One(Piece::Mapped(mapped)))) => Lending::Lent(mapped, guard),
+            // Several pieces at once can't be lent: read them.
             Answer::Ready(Ok(data)) if data.pieces().iter().any(is_mapped) => {
-                Some((data, guard.into_owned(Locks(self.clone()))))
+                let answer = self.layout.read(offset, len, flags);
+                Lending::Answer(guarded(answer, guard))
             }
-            _ => None,
+            answer => Lending::Answer(guarded(answer, guard)),
         }
     }
 
@@ -226,13 +231,9 @@ impl Export {
         }
         match start(&*self.layout) {
             Answer::Ready(result) => Answer::Ready(result.map(|()| Change::Made)),
-            Answer::Later(later) => {
-                let guard = guard.into_owned(Locks(self.clone()));
-                Answer::later(async move {
-                    let result = later.await;
-                    drop(guard);
-                    result.map(|()| Change::Made)
-                })
+            later => {
+                let later = guarded(later, guard.into_owned(Locks(self.clone())));
+                Answer::later(async move { later.wait().await.map(|()| Change::Made) })
             }
         }
     }
@@ -256,6 +257,14 @@ impl Export {
         Answer::Later(self.layout.flush())
     }
 
+    /// Keeps writers off a range.
+    #[cfg(test)]
+    pub(crate) fn hold(self: &Arc<Self>, range: Range<u64>) -> RangeGuard<Locks> {
+        use futures_util::FutureExt;
+        let held = self.lock(range, false).now_or_never();
+        held.expect("nobody writes there")
+    }
+
     /// Flushes and gives the volume back.
     ///
     /// # Errors
@@ -265,10 +274,137 @@ impl Export {
             true => Ok(()),
             false => self.layout.flush().await,
         };
-        self.layout.close().await.and(flushed)
+        self.release().await.and(flushed)
+    }
+
+    /// Gives the volume back as it is.
+    ///
+    /// # Errors
+    /// If something acknowledged could not be kept.
+    pub async fn release(&self) -> Result<()> {
+        self.layout.close().await
+    }
+}
+
+/// An answer that keeps its range until it is there.
+fn guarded<T: Send + 'static>(answer: Answer<T>, guard: RangeGuard<Locks>) -> Answer<T> {
+    match answer {
+        Answer::Ready(result) => Answer::Ready(result),
+        Answer::Later(later) => Answer::later(async move {
+            let result = later.await;
+            drop(guard);
+            result
+        }),
     }
 }
 
 fn is_mapped(piece: &Piece) -> bool {
     matches!(piece, Piece::Mapped(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::{self, Faults};
+    use crate::layout::raw::Raw;
+    use crate::runtime::block_on;
+    use futures_util::FutureExt;
+    use nbd_rs_plugin::{Bytes, ObjectFlags, ObjectMode};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[derive(Default)]
+    struct Client(AtomicBool);
+
+    impl Requester for Client {
+        fn is_gone(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    fn export() -> (Arc<Export>, Arc<Faults>) {
+        let (chain, faults) = memory::chain(vec![0; 8192]);
+        let layout = block_on(async {
+            let mode = ObjectMode::new(ObjectFlags::WRITE);
+            let object = chain.open_object("", mode).await.unwrap();
+            Raw::new(chain, object).await.unwrap()
+        });
+        let export = Export::new("x".into(), String::new(), Arc::new(layout), false);
+        (Arc::new(export), faults)
+    }
+
+    fn body(byte: u8, len: usize) -> Body {
+        Body::One(Bytes::from(vec![byte; len]))
+    }
+
+    fn read(export: &Arc<Export>, offset: u64, len: u64) -> Vec<u8> {
+        let data = block_on(export.read(offset, len, ReadFlags::NONE).wait()).unwrap();
+        let pieces = data.pieces().iter().map(|piece| match piece {
+            Piece::Bytes(bytes) => bytes.to_vec(),
+            other => panic!("not asked for: {other:?}"),
+        });
+        pieces.collect::<Vec<_>>().concat()
+    }
+
+    #[test]
+    fn c03_a_change_whose_client_is_gone_before_it_starts_never_happens() {
+        let (export, faults) = export();
+        let gone = Arc::new(Client(AtomicBool::new(true)));
+        let answer = block_on(export.write(0, body(1, 512), false, &gone).wait());
+        assert_eq!(answer.unwrap(), Change::Dropped);
+        // The same for one that had to wait for another.
+        faults.slow.store(true, Ordering::Relaxed);
+        let (first, second) = (Arc::new(Client::default()), Arc::new(Client::default()));
+        let slow = export.write(0, body(2, 512), false, &first).wait();
+        let queued = export.write(256, body(3, 512), false, &second).wait();
+        second.0.store(true, Ordering::Relaxed);
+        assert_eq!(block_on(slow).unwrap(), Change::Made);
+        assert_eq!(block_on(queued).unwrap(), Change::Dropped);
+        assert_eq!(read(&export, 0, 768), [vec![2; 512], vec![0; 256]].concat());
+    }
+
+    #[test]
+    fn c03_overlapping_changes_take_effect_in_the_order_they_came() {
+        let (export, faults) = export();
+        faults.slow.store(true, Ordering::Relaxed);
+        let client = Arc::new(Client::default());
+        let first = export.write(0, body(1, 1024), false, &client);
+        faults.slow.store(false, Ordering::Relaxed);
+        let second = export.zero(512, 1024, ZeroFlags::NONE, &client);
+        let apart = export.write(4096, body(4, 512), false, &client);
+        assert!(matches!(apart, Answer::Ready(Ok(Change::Made))));
+        let mut second = Box::pin(second.wait());
+        assert!((&mut second).now_or_never().is_none());
+        block_on(first.wait()).unwrap();
+        block_on(second).unwrap();
+        assert_eq!(
+            read(&export, 0, 1024),
+            [vec![1; 512], vec![0; 512]].concat()
+        );
+    }
+
+    #[test]
+    fn c01_a_read_waits_for_a_write_that_has_begun_there() {
+        let (export, faults) = export();
+        faults.slow.store(true, Ordering::Relaxed);
+        let client = Arc::new(Client::default());
+        let write = export.write(0, body(7, 512), false, &client);
+        let mut read = Box::pin(export.read(0, 512, ReadFlags::NONE).wait());
+        assert!((&mut read).now_or_never().is_none());
+        block_on(write.wait()).unwrap();
+        assert_eq!(block_on(read).unwrap().len(), 512);
+        assert_eq!(super::tests::read(&export, 0, 1), [7]);
+    }
+
+    #[test]
+    fn c06_fua_answers_only_when_the_sync_has_succeeded() {
+        let (export, faults) = export();
+        let client = Arc::new(Client::default());
+        faults.failing_syncs.store(1, Ordering::Relaxed);
+        let failed = block_on(export.write(0, body(1, 512), true, &client).wait());
+        assert!(failed.is_err());
+        // Another range does not mend it, the same one does.
+        assert!(block_on(export.write(512, body(1, 512), true, &client).wait()).is_err());
+        block_on(export.write(0, body(1, 512), true, &client).wait()).unwrap();
+        block_on(export.flush().wait()).unwrap();
+    }
 }

@@ -48,6 +48,27 @@ impl std::fmt::Display for Driver {
     }
 }
 
+/// What a volume is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// To be served, read and written; read-only if it can't be written.
+    ReadWrite,
+    /// To be served, read only.
+    ReadOnly,
+    /// To be looked at: others may have it.
+    Look,
+}
+
+impl Access {
+    /// For a server.
+    pub fn serving(read_only: bool) -> Self {
+        match read_only {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        }
+    }
+}
+
 /// A volume as it was typed: layout and location.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -76,18 +97,41 @@ impl Volume {
         })
     }
 
-    /// Opens it, read-only if asked for or if it can't be written.
+    /// Opens it.
     ///
     /// # Errors
     /// What keeps it from being served.
-    pub async fn open(&self, registry: &Registry, read_only: bool) -> Result<Arc<dyn Layout>> {
-        let mut flags = OpenFlags::SINGLE_OBJECT;
-        if !read_only {
-            flags = flags | OpenFlags::WRITE;
-        }
+    pub async fn open(&self, registry: &Registry, access: Access) -> Result<Arc<dyn Layout>> {
+        let flags = match access {
+            Access::ReadOnly => OpenFlags::SINGLE_OBJECT,
+            Access::ReadWrite | Access::Look => OpenFlags::SINGLE_OBJECT | OpenFlags::WRITE,
+        };
         let chain = self.chain(registry, flags).await?;
-        let object = open_raw_object(&chain, read_only, self).await;
-        Ok(Arc::new(Raw::new(chain, object?).await?))
+        let object = self.open_object(&chain, access).await?;
+        if !object.capabilities().has(CapabilityFlags::IN_PLACE) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "the raw layout needs a store that can read and write inside an object",
+            ));
+        }
+        Ok(Arc::new(Raw::new(chain, object).await?))
+    }
+
+    async fn open_object(&self, chain: &Chain, access: Access) -> Result<Object> {
+        let flags = match access {
+            Access::ReadWrite | Access::ReadOnly => ObjectFlags::LOCK,
+            Access::Look => ObjectFlags::NONE,
+        };
+        if access != Access::ReadOnly {
+            let mode = ObjectMode::new(flags | ObjectFlags::WRITE);
+            match chain.open_object("", mode).await {
+                Err(error) if matches!(error.kind, Kind::Denied | Kind::ReadOnly) => {
+                    tracing::warn!("{self} can't be written, only read: {error}");
+                }
+                opened => return opened,
+            }
+        }
+        chain.open_object("", ObjectMode::new(flags)).await
     }
 
     /// Makes it, `size` bytes of zeros; with `force` also where one exists.
@@ -138,26 +182,4 @@ impl Volume {
     async fn chain(&self, registry: &Registry, flags: OpenFlags) -> Result<Chain> {
         Chain::open(registry, &self.location, flags).await
     }
-}
-
-async fn open_raw_object(chain: &Chain, read_only: bool, volume: &Volume) -> Result<Object> {
-    let locked = ObjectFlags::LOCK;
-    if !read_only {
-        let mode = ObjectMode::new(locked | ObjectFlags::WRITE);
-        match chain.open_object("", mode).await {
-            Ok(object) => return Ok(object),
-            Err(error) if matches!(error.kind, Kind::Denied | Kind::ReadOnly) => {
-                tracing::warn!("{volume} can't be written, so it is served read-only: {error}");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    let object = chain.open_object("", ObjectMode::new(locked)).await?;
-    if !object.capabilities().has(CapabilityFlags::IN_PLACE) {
-        return Err(Error::new(
-            Kind::Unsupported,
-            "the raw layout needs a store that can read and write inside an object",
-        ));
-    }
-    Ok(object)
 }

@@ -366,3 +366,135 @@ impl<'q> Filler<'_, 'q> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory;
+    use crate::export::Export;
+    use crate::layout::raw::Raw;
+    use crate::nbd::wire::Framing;
+    use nbd_rs_plugin::{Error, Kind, ObjectFlags, ObjectMode};
+    use std::sync::Arc;
+
+    const CHUNK: ReplyTo = ReplyTo::Chunks(ChunkOf {
+        framing: Framing::Structured,
+        cookie: 9,
+        offset: 0,
+    });
+
+    fn export() -> Arc<Export> {
+        let (chain, _) = memory::chain(vec![0; 4096]);
+        let layout = crate::runtime::block_on(async {
+            let mode = ObjectMode::new(ObjectFlags::WRITE);
+            let object = chain.open_object("", mode).await.unwrap();
+            Raw::new(chain, object).await.unwrap()
+        });
+        Arc::new(Export::new(
+            "x".into(),
+            String::new(),
+            Arc::new(layout),
+            false,
+        ))
+    }
+
+    /// A reply to a read of 8 bytes, its payload lent from memory that stays.
+    fn lent(export: &Arc<Export>, to: ReplyTo) -> LentReply {
+        let owner = Arc::new(*b"lent....");
+        // SAFETY: the array lives in the owner.
+        let mapped = unsafe { Mapped::from_raw_parts(owner.as_ptr(), 8, owner.clone()) };
+        LentReply::new(to, 0, mapped, export.hold(0..8))
+    }
+
+    /// Sends everything, at most `step` bytes at a time.
+    fn sent(queue: &mut ReplyQueue, step: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        while !queue.is_empty() {
+            let before = out.len();
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let count = queue.slices(&mut slices);
+            for slice in &slices[..count] {
+                let room = step - (out.len() - before);
+                out.extend(&slice[..slice.len().min(room)]);
+            }
+            let moved = out.len() - before;
+            queue.advance(moved as u64);
+        }
+        assert_eq!((queue.bytes(), queue.has_lent()), (0, false));
+        out
+    }
+
+    fn fill(queue: &mut ReplyQueue, export: &Arc<Export>) {
+        queue.success(ReplyTo::Simple(1));
+        let pieces = vec![
+            Piece::Hole(70_000),
+            Piece::Bytes(Bytes::from(b"abc".to_vec())),
+        ];
+        queue.data(CHUNK, 0, Data::Many(pieces.clone().into()), false);
+        queue.data(CHUNK, 0, Data::Many(pieces.into()), true);
+        queue.lend(lent(export, CHUNK));
+        queue.error(CHUNK, Errno::Io, "text");
+    }
+
+    #[test]
+    fn what_is_sent_does_not_depend_on_how_much_the_socket_takes() {
+        let export = export();
+        let mut queue = ReplyQueue::default();
+        fill(&mut queue, &export);
+        let whole = sent(&mut queue, usize::MAX);
+        // Success; a hole chunk, a data chunk; one whole chunk; a lent one with its end; an error.
+        let chunks = 16 + 32 + (28 + 3) + (28 + 70_003) + (28 + 8 + 20) + (20 + 6 + 4);
+        assert_eq!(whole.len(), chunks);
+        for step in [1, 7, 4096] {
+            fill(&mut queue, &export);
+            assert_eq!(sent(&mut queue, step), whole, "{step} bytes at a time");
+        }
+    }
+
+    #[test]
+    fn a_lent_payload_that_is_read_after_all_changes_nothing_on_the_wire() {
+        let export = export();
+        let mut queue = ReplyQueue::default();
+        for cut in [0, 1, 16, 30, 36, 50] {
+            queue.lend(lent(&export, CHUNK));
+            queue.lend(lent(&export, ReplyTo::Simple(2)));
+            let whole = sent(&mut queue, usize::MAX);
+            queue.lend(lent(&export, CHUNK));
+            queue.lend(lent(&export, ReplyTo::Simple(2)));
+            queue.advance(cut);
+            let read = |_: &_, _, _| Ok(Bytes::from(b"lent....".to_vec()).into());
+            queue.unlend(read).unwrap();
+            assert!(!queue.has_lent());
+            assert_eq!(sent(&mut queue, 5), whole[cut as usize..]);
+        }
+    }
+
+    #[test]
+    fn w60_w61_a_lent_payload_that_fails_is_an_error_or_the_end() {
+        let export = export();
+        let fail = |_: &_, _, _| Err(Error::new(Kind::Io, "gone"));
+        let mut queue = ReplyQueue::default();
+
+        queue.lend(lent(&export, ReplyTo::Simple(2)));
+        queue.unlend(fail).unwrap();
+        let simple_error = reply::simple(2, Some(Errno::Io));
+        assert_eq!(sent(&mut queue, 9), simple_error.as_slice());
+
+        queue.lend(lent(&export, ReplyTo::Simple(2)));
+        queue.advance(1);
+        assert_eq!(queue.unlend(fail), Err(CutShort));
+        queue.clear();
+
+        // The chunk that was announced is completed with zeros, and the error follows.
+        queue.lend(lent(&export, CHUNK));
+        let head = sent(&mut queue, usize::MAX)[..28].to_vec();
+        queue.lend(lent(&export, CHUNK));
+        queue.advance(3);
+        queue.unlend(fail).unwrap();
+        let ReplyTo::Chunks(chunk) = CHUNK else {
+            unreachable!()
+        };
+        let expected = [&head[..], &[0; 8], &chunk.error(Errno::Io, "gone")].concat();
+        assert_eq!(sent(&mut queue, 4), expected[3..]);
+    }
+}

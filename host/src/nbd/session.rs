@@ -4,18 +4,18 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use nbd_rs_plugin::{Body, Bytes, Data, Extent, ExtentFlags, Piece, ReadFlags, Result, ZeroFlags};
+use nbd_rs_plugin::{Body, Bytes, Data, Extent, ExtentFlags, ReadFlags, Result, ZeroFlags};
 
 use super::errno::Errno;
 use super::options::ALLOCATION_ID;
 use super::reply_queue::{LentReply, ReplyQueue, ReplyTo};
-use super::validate::{check_range, validate, Agreement, Refusal};
+use super::validate::{check_range, transmission_flags, validate, Agreement, Refusal};
 use super::wire::constants::{cmd, cmd_flag, state};
 use super::wire::reply::ChunkOf;
 use super::wire::request::{BlockStatusPayload, Request};
 use super::wire::Framing;
 use crate::backend::Answer;
-use crate::export::{Change, Export, Requester};
+use crate::export::{Change, Export, Lending, Requester};
 
 /// Extents in one block status reply; the specification allows 2^20.
 const MAX_EXTENTS: u32 = 1 << 16;
@@ -26,6 +26,8 @@ const LEND_BYTES: u64 = 64 << 10;
 pub struct Session<R> {
     export: Arc<Export>,
     agreement: Agreement,
+    /// The transmission flags that the client saw.
+    advertised: u16,
     requester: Arc<R>,
 }
 
@@ -70,6 +72,7 @@ impl<R: Requester + 'static> Session<R> {
     /// On `export`, as agreed, for `requester`.
     pub fn new(export: Arc<Export>, agreement: Agreement, requester: Arc<R>) -> Self {
         Self {
+            advertised: transmission_flags(&export, agreement),
             export,
             agreement,
             requester,
@@ -83,7 +86,7 @@ impl<R: Requester + 'static> Session<R> {
 
     /// Judges a request by its header, before its payload is read; a refusal is answered.
     pub fn admits(&self, request: &Request, replies: &mut ReplyQueue) -> bool {
-        match validate(request, &self.export, self.agreement) {
+        match validate(request, &self.export, self.agreement, self.advertised) {
             Ok(()) => true,
             Err(refusal) => {
                 self.refuse(request, refusal, replies);
@@ -128,16 +131,19 @@ impl<R: Requester + 'static> Session<R> {
 
     fn read(&self, request: Request, replies: &mut ReplyQueue) -> Started {
         let Request { offset, length, .. } = request;
-        if length >= LEND_BYTES {
-            if let Some((Data::One(Piece::Mapped(mapped)), hold)) =
-                self.export.try_lend(offset, length)
-            {
+        let flags = ReadFlags::LEND_HOLES;
+        let lending = match length >= LEND_BYTES {
+            true => self.export.read_or_lend(offset, length, flags),
+            false => Lending::Answer(self.export.read(offset, length, flags)),
+        };
+        let answer = match lending {
+            Lending::Answer(answer) => answer,
+            Lending::Lent(mapped, hold) => {
                 let to = self.reply_to(&request);
                 replies.lend(LentReply::new(to, offset, mapped, hold));
                 return Started::Answered;
             }
-        }
-        let answer = self.export.read(offset, length, ReadFlags::LEND_HOLES);
+        };
         self.settle(request, None, answer, Outcome::Read, replies)
     }
 

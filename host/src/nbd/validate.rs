@@ -50,12 +50,16 @@ pub fn transmission_flags(export: &Export, agreement: Agreement) -> u16 {
     flags
 }
 
-/// Judges a request by its header.
+/// Judges a request by its header; `advertised` are the transmission flags that the client saw.
 ///
 /// # Errors
 /// The number and the reason to answer with.
-pub fn validate(request: &Request, export: &Export, agreement: Agreement) -> Result<(), Refusal> {
-    let advertised = transmission_flags(export, agreement);
+pub fn validate(
+    request: &Request,
+    export: &Export,
+    agreement: Agreement,
+    advertised: u16,
+) -> Result<(), Refusal> {
     let has = |bits: u16| advertised & bits != 0;
     check_flags(request, agreement, &has)?;
     if request.is_change() && export.is_read_only() {

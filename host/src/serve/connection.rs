@@ -577,6 +577,16 @@ impl<'s> Connection<'s> {
     }
 }
 
+impl Drop for Connection<'_> {
+    /// A panic of this thread must not let go of changes that have begun: their ranges stay
+    /// locked, since nobody knows any more when they end.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::mem::forget(std::mem::take(&mut self.in_flight));
+        }
+    }
+}
+
 /// Whether a DISC stands among these requests.
 fn says_goodbye(mut bytes: &[u8], framing: Framing) -> bool {
     while let Ok(Some(request)) = Request::decode(bytes, framing) {

@@ -179,7 +179,7 @@ fn accept_one(listener: &Listener, shared: &Arc<Shared>) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     };
     if let Address::Tcp(_) = listener.address {
-        rustix::net::sockopt::set_tcp_nodelay(&socket.as_fd(), true)?;
+        rustix::net::sockopt::set_tcp_nodelay(socket.as_fd(), true)?;
     }
     let peer = match (&listener.address, peer) {
         (Address::Tcp(_), Some(peer)) => std::net::SocketAddr::try_from(peer)

@@ -228,13 +228,15 @@ impl Object for FileObject {
     }
 
     fn try_read(&self, offset: u64, len: u64, flags: ReadFlags) -> Option<Result<Data>> {
-        if flags.has(ReadFlags::LEND_MAPPED) && len >= LARGE_READ_BYTES {
-            let mapped = self.inner.mapping()?.lend(offset, len as usize)?;
-            return Some(Ok(Data::One(Piece::Mapped(mapped))));
-        }
         if flags.has(ReadFlags::LEND_HOLES) {
             if let Some(hole) = self.inner.hole_now(offset, len) {
                 return Some(Ok(hole));
+            }
+        }
+        if flags.has(ReadFlags::LEND_MAPPED) && len >= LARGE_READ_BYTES {
+            let mapping = self.inner.mapping();
+            if let Some(mapped) = mapping.and_then(|map| map.lend(offset, len as usize)) {
+                return Some(Ok(Data::One(Piece::Mapped(mapped))));
             }
         }
         let mut buf = self.host.buf(len as usize);

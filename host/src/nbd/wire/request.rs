@@ -41,7 +41,7 @@ impl Request {
             REQUEST_MAGIC
         };
         match reader.u32() {
-            Some(magic) if magic != expected => return Err(BadMagic(magic)),
+            Some(magic) if magic != expected => Err(BadMagic(magic)),
             _ => Ok(Self::fields(reader, extended)),
         }
     }
