@@ -97,17 +97,25 @@ impl Drop for Fuse {
     }
 }
 
-/// A file of 64 MiB, served by nbdkit with its error filter and seen as a file through nbdfuse.
-pub(crate) struct FuseFile {
+/// An ext4 file system with an image of 8 MiB, on a disk that fails to order: a file served by
+/// nbdkit's error filter, seen through nbdfuse as a file, attached as a loop device.
+///
+/// Without a journal, so that one failed write of data is just that, and the file system goes on.
+pub(crate) struct FailingDisk {
+    mount: Option<Mount>,
+    device: Loop,
     _fuse: Fuse,
-    process: Helper,
+    _fuse_process: Helper,
     _nbdkit: Helper,
     dir: TempDir,
 }
 
-impl FuseFile {
-    /// Makes it, of zeros.
-    pub(crate) fn new() -> Self {
+/// The image's length on a [`FailingDisk`].
+pub(crate) const IMAGE: usize = 8 << 20;
+
+impl FailingDisk {
+    /// Makes it with an image of these bytes, of which none is in memory.
+    pub(crate) fn new(bytes: &[u8]) -> Self {
         let dir = tempdir().expect("a temporary folder");
         let at = |name: &str| dir.path().join(name);
         let disk = at("disk");
@@ -115,7 +123,8 @@ impl FuseFile {
             .and_then(|file| file.set_len(64 << 20))
             .expect("a sparse file");
         let nbdkit = Command::new("nbdkit")
-            .args(["--foreground", "--filter=error", "--unix"])
+            .args(["--foreground", "--exit-with-parent"])
+            .args(["--filter=error", "--unix"])
             .arg(at("nbdkit.sock"))
             .arg("file")
             .arg(&disk)
@@ -129,7 +138,7 @@ impl FuseFile {
         let nbdkit = Helper(nbdkit);
         wait_for(&at("nbdkit.sock"));
         fs::create_dir(at("fuse")).expect("a folder");
-        let process = Command::new("nbdfuse")
+        let fuse_process = Command::new("nbdfuse")
             .arg(at("fuse/disk"))
             .arg("--unix")
             .arg(at("nbdkit.sock"))
@@ -137,67 +146,22 @@ impl FuseFile {
             .stderr(Stdio::null())
             .spawn()
             .expect("nbdfuse can be started");
-        let process = Helper(process);
+        let fuse_process = Helper(fuse_process);
         let fuse = Fuse(at("fuse"));
         wait_for(&at("fuse/disk"));
-        Self {
-            _fuse: fuse,
-            process,
-            _nbdkit: nbdkit,
-            dir,
-        }
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> PathBuf {
-        self.outside("fuse/disk")
-    }
-
-    /// A path outside, where nothing fails.
-    pub(crate) fn outside(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// From now on whoever asks this file system for something waits; or no more.
-    pub(crate) fn stand_still(&self, still: bool) {
-        let signal = if still { Signal::STOP } else { Signal::CONT };
-        // It is our own child; if it is gone, nobody waits.
-        let _ = kill_process(Pid::from_child(&self.process.0), signal);
-    }
-}
-
-impl Drop for FuseFile {
-    fn drop(&mut self) {
-        // Stopped, it would not end.
-        self.stand_still(false);
-    }
-}
-
-/// An ext4 file system with an image of 8 MiB, on a loop device on a [`FuseFile`], which fails to
-/// order.
-///
-/// Without a journal, so that one failed write of data is just that, and the file system goes on.
-pub(crate) struct FailingDisk {
-    mount: Option<Mount>,
-    device: Loop,
-    file: FuseFile,
-}
-
-/// The image's length on a [`FailingDisk`].
-pub(crate) const IMAGE: usize = 8 << 20;
-
-impl FailingDisk {
-    /// Makes it with an image of these bytes, of which none is in memory.
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        let file = FuseFile::new();
-        let device = Loop::attach(&file.path());
+        let device = Loop::attach(&at("fuse/disk"));
         let name = device.device().display().to_string();
-        let words = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", &name];
-        run("mke2fs", &words);
+        run(
+            "mke2fs",
+            &["-q", "-F", "-t", "ext4", "-O", "^has_journal", &name],
+        );
         let mut failing = Self {
             mount: None,
             device,
-            file,
+            _fuse: fuse,
+            _fuse_process: fuse_process,
+            _nbdkit: nbdkit,
+            dir,
         };
         failing.mount();
         fs::write(failing.image(), bytes).expect("the image is written");
@@ -208,14 +172,14 @@ impl FailingDisk {
     fn mount(&mut self) {
         let device = self.device.device().display().to_string();
         let words = ["-t", "ext4", "-o", "noatime,errors=continue", &device];
-        self.mount = Some(Mount::new(&words, &self.outside("mount")));
+        self.mount = Some(Mount::new(&words, &self.dir.path().join("mount")));
     }
 
     /// Forgets all that is only in memory, as a restart of the machine would.
     pub(crate) fn remount(&mut self) {
         self.mount = None;
         // The disk is a file, of which the kernel keeps pages too.
-        let file = fs::File::open(self.file.path()).expect("the disk");
+        let file = fs::File::open(self.dir.path().join("fuse/disk")).expect("the disk");
         file.sync_all().expect("a healthy disk");
         fadvise(&file, 0, None, Advice::DontNeed).expect("advice is taken");
         self.mount();
@@ -223,12 +187,12 @@ impl FailingDisk {
 
     /// Where the image is.
     pub(crate) fn image(&self) -> PathBuf {
-        self.outside("mount/disk.img")
+        self.dir.path().join("mount/disk.img")
     }
 
     /// A path outside, where nothing fails.
     pub(crate) fn outside(&self, name: &str) -> PathBuf {
-        self.file.outside(name)
+        self.dir.path().join(name)
     }
 
     /// From now on the disk cannot be read, or can again.
@@ -242,7 +206,7 @@ impl FailingDisk {
     }
 
     fn switch(&self, name: &str, on: bool) {
-        let path = self.outside(name);
+        let path = self.dir.path().join(name);
         if on {
             fs::write(path, "").expect("the switch is set");
         } else {
