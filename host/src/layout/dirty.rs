@@ -115,19 +115,30 @@ pub(super) struct Dirty {
     syncing: Sectors,
     /// Covered by a sync that failed, and not written again since.
     lost: Sectors,
+    /// Syncs that failed so far.
+    failures: u64,
 }
+
+/// When a write began, counted in failed syncs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Began(u64);
 
 impl Dirty {
     /// A write of `len` bytes at `offset` is about to start. From now on a failing sync may take
     /// its bytes along.
-    pub(super) fn writing(&mut self, offset: u64, len: u64) {
+    pub(super) fn writing(&mut self, offset: u64, len: u64) -> Began {
         self.current.insert(outer(offset, len));
+        Began(self.failures)
     }
 
     /// That write ended well: its bytes are dirty now, whatever sync came between, and no longer
-    /// lost.
-    pub(super) fn written(&mut self, offset: u64, len: u64) {
+    /// lost; unless a sync failed meanwhile, which may have lost them too.
+    pub(super) fn written(&mut self, offset: u64, len: u64, began: Began) {
         self.current.insert(outer(offset, len));
+        if began != Began(self.failures) {
+            self.lost.insert(outer(offset, len));
+            return;
+        }
         let whole = inner(offset, len);
         if !self.lost.is_empty() && !whole.is_empty() {
             self.lost.remove(whole);
@@ -149,11 +160,14 @@ impl Dirty {
         self.syncing = std::mem::take(&mut self.current);
     }
 
-    /// It ended.
+    /// It ended. A failure may be that of any page written until now: the kernel writes back when
+    /// it likes, and the next sync to end tells of it, once.
     pub(super) fn sync_ended(&mut self, well: bool) {
         let synced = std::mem::take(&mut self.syncing);
         if !well {
+            self.failures += 1;
             self.lost.absorb(synced);
+            self.lost.absorb(std::mem::take(&mut self.current));
         }
     }
 }
@@ -179,44 +193,50 @@ mod tests {
         dirty.sync_ended(false);
     }
 
+    fn write(dirty: &mut Dirty, offset: u64, len: u64) {
+        let began = dirty.writing(offset, len);
+        dirty.written(offset, len, began);
+    }
+
     #[test]
     fn c05_lost_bytes_come_back_only_by_writing_all_of_them_again() {
         let mut dirty = Dirty::default();
-        dirty.writing(4096, 8192);
-        dirty.written(4096, 8192);
+        write(&mut dirty, 4096, 8192);
         failed_sync(&mut dirty);
         assert_eq!(dirty.lost_bytes(), Some(8192));
-        dirty.written(4096, 4096);
-        dirty.written(8192 + 512, 4096 - 512);
+        write(&mut dirty, 4096, 4096);
+        write(&mut dirty, 8192 + 512, 4096 - 512);
         assert_eq!(dirty.lost_bytes(), Some(512));
-        dirty.written(8192, 511);
+        write(&mut dirty, 8192, 511);
         assert_eq!(dirty.lost_bytes(), Some(512));
-        dirty.written(8192, 512);
+        write(&mut dirty, 8192, 512);
         assert_eq!(dirty.lost_bytes(), None);
     }
 
     #[test]
     fn c05_a_write_that_overlaps_a_failing_sync_counts_as_lost() {
         let mut dirty = Dirty::default();
-        dirty.writing(0, 512);
+        // It began before the sync ended, whenever it ends itself.
+        let early = dirty.writing(0, 512);
         dirty.sync_begins();
-        dirty.written(0, 512);
+        let late = dirty.writing(512, 512);
+        dirty.written(512, 512, late);
+        let last = dirty.writing(1024, 512);
         dirty.sync_ended(false);
-        assert_eq!(dirty.lost_bytes(), Some(512));
-        // Written before the sync failed, so perhaps lost with it; the next sync must not pass
-        // before it was written again.
-        dirty.written(0, 512);
+        assert_eq!(dirty.lost_bytes(), Some(3 * 512));
+        dirty.written(0, 512, early);
+        dirty.written(1024, 512, last);
+        assert_eq!(dirty.lost_bytes(), Some(3 * 512));
+        write(&mut dirty, 0, 3 * 512);
         assert_eq!(dirty.lost_bytes(), None);
-        failed_sync(&mut dirty);
-        assert_eq!(dirty.lost_bytes(), Some(512));
     }
 
     #[test]
     fn a_good_sync_clears_only_what_it_covered() {
         let mut dirty = Dirty::default();
-        dirty.writing(0, 512);
+        let began = dirty.writing(0, 512);
         dirty.sync_begins();
-        dirty.written(0, 512);
+        dirty.written(0, 512, began);
         dirty.sync_ended(true);
         failed_sync(&mut dirty);
         assert_eq!(dirty.lost_bytes(), Some(512));
@@ -225,11 +245,11 @@ mod tests {
     #[test]
     fn beyond_the_bound_everything_counts() {
         let mut dirty = Dirty::default();
-        dirty.writing(0, 1 << 40);
+        write(&mut dirty, 0, 1 << 40);
         failed_sync(&mut dirty);
         assert_eq!(dirty.lost_bytes(), Some(u64::MAX));
         assert!(dirty.lost.pages.is_empty());
-        dirty.written(0, 1 << 40);
+        write(&mut dirty, 0, 1 << 40);
         assert_eq!(dirty.lost_bytes(), Some(u64::MAX));
     }
 
@@ -242,12 +262,12 @@ mod tests {
             let mut dirty = Dirty::default();
             let mut model = std::collections::BTreeSet::new();
             for &(offset, len) in &writes {
-                dirty.written(offset, len);
+                write(&mut dirty, offset, len);
                 model.extend(outer(offset, len));
             }
             failed_sync(&mut dirty);
             for &(offset, len) in &again {
-                dirty.written(offset, len);
+                write(&mut dirty, offset, len);
                 for sector in inner(offset, len) {
                     model.remove(&sector);
                 }

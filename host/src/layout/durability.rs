@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::dirty::Dirty;
+use super::dirty::{Began, Dirty};
 use crate::backend::Object;
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
@@ -41,13 +41,13 @@ impl Durability {
     }
 
     /// A write is about to start.
-    pub(super) fn writing(&self, offset: u64, len: u64) {
-        lock(&self.dirty).writing(offset, len);
+    pub(super) fn writing(&self, offset: u64, len: u64) -> Began {
+        lock(&self.dirty).writing(offset, len)
     }
 
     /// It ended well.
-    pub(super) fn written(&self, offset: u64, len: u64) {
-        lock(&self.dirty).written(offset, len);
+    pub(super) fn written(&self, offset: u64, len: u64, began: Began) {
+        lock(&self.dirty).written(offset, len, began);
     }
 
     /// Makes durable all that was acknowledged before the first poll. Those who come while a sync
@@ -120,21 +120,26 @@ mod tests {
     use nbd_rs_plugin::{ObjectFlags, ObjectMode};
     use std::sync::atomic::Ordering;
 
+    fn write(durability: &Durability, offset: u64, len: u64) {
+        let began = durability.writing(offset, len);
+        durability.written(offset, len, began);
+    }
+
     #[test]
     fn c05_a_flush_after_a_failed_sync_stays_an_error_until_rewritten() {
         let (chain, faults) = memory::chain(vec![0; 4096]);
         runtime::block_on(async {
             let mode = ObjectMode::new(ObjectFlags::WRITE);
             let durability = Durability::new(chain.open_object("", mode).await.unwrap());
-            durability.written(512, 1024);
+            write(&durability, 512, 1024);
             faults.failing_syncs.store(1, Ordering::Relaxed);
             for _ in 0..3 {
                 assert_eq!(durability.flush().await.unwrap_err().kind, Kind::Io);
             }
-            durability.written(512, 512);
+            write(&durability, 512, 512);
             let error = durability.flush().await.unwrap_err();
             assert!(error.message.contains("512 bytes"), "{error}");
-            durability.written(1024, 512);
+            write(&durability, 1024, 512);
             durability.flush().await.unwrap();
         });
     }

@@ -126,7 +126,7 @@ impl Volume {
             let mode = ObjectMode::new(flags | ObjectFlags::WRITE);
             match chain.open_object("", mode).await {
                 Err(error) if matches!(error.kind, Kind::Denied | Kind::ReadOnly) => {
-                    tracing::warn!("{self} can't be written, only read: {error}");
+                    tracing::warn!("{self} can't be written, so it is read-only: {error}");
                 }
                 opened => return opened,
             }

@@ -35,18 +35,25 @@ impl Raw {
         })
     }
 
-    /// Records that a change ended, and waits for durability if that was asked for.
-    fn changed(&self, offset: u64, len: u64, answer: Answer<()>, fua: bool) -> Answer<()> {
+    /// Makes a change and records it, and waits for durability if that was asked for.
+    fn change(
+        &self,
+        offset: u64,
+        len: u64,
+        fua: bool,
+        start: impl FnOnce() -> Answer<()>,
+    ) -> Answer<()> {
         let durability = self.durability.clone();
-        match answer {
+        let began = durability.writing(offset, len);
+        match start() {
             Answer::Ready(Ok(())) if !fua => {
-                durability.written(offset, len);
+                durability.written(offset, len, began);
                 Answer::Ready(Ok(()))
             }
             Answer::Ready(Err(error)) => Answer::Ready(Err(error)),
             answer => Answer::later(async move {
                 answer.wait().await?;
-                durability.written(offset, len);
+                durability.written(offset, len, began);
                 if fua {
                     durability.flush().await?;
                 }
@@ -70,18 +77,16 @@ impl Layout for Raw {
     }
 
     fn write(&self, offset: u64, body: Body, fua: bool) -> Answer<()> {
-        let len = body.len();
-        self.durability.writing(offset, len);
         // Durability comes from the shared flush, which remembers what a failed sync lost.
-        let answer = self.object.write(offset, body, WriteFlags::NONE);
-        self.changed(offset, len, answer, fua)
+        let len = body.len();
+        let start = || self.object.write(offset, body, WriteFlags::NONE);
+        self.change(offset, len, fua, start)
     }
 
     fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Answer<()> {
-        self.durability.writing(offset, len);
         let fua = flags.has(ZeroFlags::FUA);
-        let answer = self.object.zero(offset, len, flags.without(ZeroFlags::FUA));
-        self.changed(offset, len, answer, fua)
+        let start = || self.object.zero(offset, len, flags.without(ZeroFlags::FUA));
+        self.change(offset, len, fua, start)
     }
 
     fn extents(&self, offset: u64, len: u64, limit: u32) -> Answer<Vec<Extent>> {
