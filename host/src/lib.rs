@@ -5,28 +5,31 @@
 //! ```text
 //! serve -> nbd -> export -> layout -> backend -> plugin
 //! ```
+//!
+//! - [`cli`]: what was typed, what is meant, what is done.
+//! - [`serve`]: sockets, threads, memory, the end: who is served.
+//! - [`nbd`]: the protocol: bytes to requests, requests to replies.
+//! - [`export`]: what a client sees of a volume, and the order of what is done to it.
+//! - [`layout`]: a volume over objects.
+//! - [`backend`]: objects, whoever keeps them; the guard before every hop.
+//! - [`plugin`]: shared libraries: found, checked, loaded, called.
+//!
+//! Known to all of them: [`error`], [`location`], [`pool`], [`runtime`].
 
 pub mod cli;
 
-/// Sockets, threads, memory, the end: who is served.
 pub mod serve;
 
-/// The protocol: bytes to requests, requests to replies.
 pub mod nbd;
 
-/// What a client sees of a volume, and the order of what is done to it.
 pub mod export;
 
-/// A volume over objects.
 pub mod layout;
 
-/// Objects, whoever keeps them; the guard before every hop.
 pub mod backend;
 
-/// Shared libraries: found, checked, loaded, called.
 pub mod plugin;
 
-// Known to all of them.
 pub mod error;
 pub mod location;
 pub mod pool;
