@@ -102,6 +102,34 @@ fn f25_writes_beyond_the_cut_are_errors_and_do_not_grow_the_image_again() {
     server.assert_alive();
 }
 
+/// A page that holds the end of a file can be mapped whole: what lies behind the end reads as
+/// zeros there, and what is stored there is in no file. A kernel's copy out of or into the mapping
+/// sees no fault, so the size has to be looked at.
+#[test]
+fn f25_c11_a_cut_in_the_middle_of_a_page_is_no_place_for_zeros_or_lost_writes() {
+    let bytes = Rng::for_test("f25_page").bytes(MIB);
+    let dir = tempdir().unwrap();
+    let image = dir.path().join("disk.img");
+    fs::write(&image, &bytes).unwrap();
+    let server = Serve::raw("disk", &image)
+        .unix(&dir.path().join("sock"))
+        .start();
+    let mut client = Client::structured(&server);
+    assert!(client.read(0, MIB).unwrap() == bytes);
+    assert_eq!(client.write(0, 0, &bytes[..4096]), 0);
+    let cut = MIB - 4096 + 700;
+    let file = fs::File::options().write(true).open(&image).unwrap();
+    file.set_len(cut as u64).unwrap();
+    for length in [512, 4096, 65536, MIB] {
+        let offset = (MIB - length) as u64;
+        assert!(client.read(offset, length).is_err(), "read {length}");
+        assert_ne!(client.write(0, offset, &vec![3; length]), 0, "{length}");
+    }
+    assert_eq!(fs::metadata(&image).unwrap().len(), cut as u64);
+    drop(client);
+    server.signal(Signal::KILL);
+}
+
 #[test]
 fn f25_a_removed_image_is_served_to_the_end() {
     let dir = tempdir().unwrap();

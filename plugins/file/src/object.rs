@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nbd_rs_plugin::{
-    Body, Capabilities, CapabilityFlags, Data, Error, Extent, Host, Object, Piece, ReadFlags,
-    Result, WriteFlags, ZeroFlags,
+    Body, Capabilities, CapabilityFlags, Data, Error, Extent, Host, Mapped, Object, Piece,
+    ReadFlags, Result, WriteFlags, ZeroFlags,
 };
 use rustix::fs::{fadvise, seek, Advice, SeekFrom};
 
@@ -191,6 +191,14 @@ impl Inner {
         (hole && io::inside(&self.file, offset, len).is_ok()).then(|| Data::One(Piece::Hole(len)))
     }
 
+    /// A range in memory, without a copy. Behind a cut in the middle of a page the mapping has zeros
+    /// and gives no fault, so the size is looked at.
+    fn lend(&self, offset: u64, len: u64) -> Option<Mapped> {
+        let mapped = self.mapping()?.lend(offset, len as usize)?;
+        io::inside(&self.file, offset, len).ok()?;
+        Some(mapped)
+    }
+
     /// Whether the pages at the edges of a range can be written without reading them from the disk.
     fn edges_at_hand(&self, offset: u64, len: u64) -> bool {
         let at_hand = |at: u64| {
@@ -207,6 +215,9 @@ impl Inner {
             if let Some(mapping) = self.mapping() {
                 if mapping.is_resident(offset, piece.len()) {
                     done = mapping.write(offset, piece);
+                    // A page that a cut went through is mapped whole: what was stored behind the
+                    // end is in no file. Looked at afterwards, so that no cut slips in between.
+                    io::inside(&self.file, offset, done as u64)?;
                 }
             }
             if done < piece.len() {
@@ -234,8 +245,7 @@ impl Object for FileObject {
             }
         }
         if flags.has(ReadFlags::LEND_MAPPED) && len >= LARGE_READ_BYTES {
-            let mapping = self.inner.mapping();
-            if let Some(mapped) = mapping.and_then(|map| map.lend(offset, len as usize)) {
+            if let Some(mapped) = self.inner.lend(offset, len) {
                 return Some(Ok(Data::One(Piece::Mapped(mapped))));
             }
         }
