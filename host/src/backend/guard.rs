@@ -148,9 +148,11 @@ impl RawBackend for GuardedBackend {
         check!(self.key(key.as_str()));
         let started = self.inner.get(key, range, flags);
         self.watch.checked(started, move |watch, got| {
-            if range.len != Range::TO_END {
-                check_data(watch, &got.data, range.len, ReadFlags::NONE)?;
-            }
+            let len = match range.len {
+                Range::TO_END => got.data.len(),
+                len => len,
+            };
+            check_data(watch, &got.data, len, ReadFlags::NONE)?;
             Ok(got)
         })
     }

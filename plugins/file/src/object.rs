@@ -20,6 +20,9 @@ use crate::mapping::Mapping;
 const LARGE_READ_BYTES: u64 = 64 << 10;
 /// Writes up to this size go to the page cache on the spot, in bytes.
 const INLINE_WRITE_BYTES: u64 = 1 << 20;
+/// Writes from this size on are system calls: they cost less for each page than faults in a mapping
+/// do, and the fixed price of a call on large folios is spread, in bytes.
+const LARGE_WRITE_BYTES: usize = 128 << 10;
 /// Whole pages can be written without reading them first, in bytes.
 const PAGE_BYTES: u64 = 4096;
 
@@ -212,7 +215,7 @@ impl Inner {
     fn write(&self, mut offset: u64, body: &Body) -> Result<()> {
         for piece in body.pieces() {
             let mut done = 0;
-            if let Some(mapping) = self.mapping() {
+            if let Some(mapping) = self.mapping().filter(|_| piece.len() < LARGE_WRITE_BYTES) {
                 if mapping.is_resident(offset, piece.len()) {
                     done = mapping.write(offset, piece);
                     // A page that a cut went through is mapped whole: what was stored behind the
