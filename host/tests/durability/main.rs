@@ -6,6 +6,8 @@
 //! e2fsprogs, nbdkit and nbdfuse; what is missing is skipped with a word, or fails where `CI` is
 //! set.
 
+#[path = "../common/client/mod.rs"]
+mod client;
 #[path = "../common/disk.rs"]
 mod disk;
 #[path = "../common/rng.rs"]
@@ -14,8 +16,9 @@ mod rng;
 mod server;
 #[path = "../common/tools.rs"]
 mod tools;
+#[path = "../common/trace.rs"]
+mod trace;
 
-mod client;
 mod disks;
 mod failing_disk;
 mod failing_sync;
@@ -28,4 +31,3 @@ mod model;
 mod odd_calls;
 mod resend;
 mod stop;
-mod trace;
