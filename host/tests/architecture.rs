@@ -12,7 +12,7 @@ const ROOMS: [&str; 8] = [
     "cli", "serve", "nbd", "export", "journal", "layout", "backend", "plugin",
 ];
 /// Known to all rooms, and to each other.
-const COMMON: [&str; 4] = ["error", "location", "pool", "runtime"];
+const COMMON: [&str; 5] = ["error", "location", "pool", "runtime", "secrets"];
 
 /// Where `unsafe` may stand, outside of tests.
 const UNSAFE: [&str; 5] = [
