@@ -14,7 +14,7 @@
 //! - [`backend`]: objects, whoever keeps them; the guard before every hop.
 //! - [`plugin`]: shared libraries: found, checked, loaded, called.
 //!
-//! Known to all of them: [`error`], [`location`], [`pool`], [`runtime`].
+//! Known to all of them: [`error`], [`location`], [`pool`], [`runtime`], [`secrets`].
 
 pub mod cli;
 
@@ -34,3 +34,4 @@ pub mod error;
 pub mod location;
 pub mod pool;
 pub mod runtime;
+pub mod secrets;

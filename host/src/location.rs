@@ -21,6 +21,7 @@ pub struct Location {
     /// What stands behind the store's scheme, up to the query, still percent-encoded.
     pub target: String,
     masked: String,
+    secrets: Vec<String>,
 }
 
 /// One plugin of a chain with its options.
@@ -88,8 +89,15 @@ impl Location {
         };
         let (hops, target) = split_chain(chain, lookup)?;
         let mut location = Self::assemble(hops, target)?;
+        if query.is_some() && location.is_cut_in_a_secret() {
+            let hint = location.encoding_hint();
+            return Err(invalid(format!(
+                "no port stands behind the last colon{hint}"
+            )));
+        }
         location.take_options(query.unwrap_or(""), lookup)?;
         location.masked = location.mask();
+        location.secrets = location.find_secrets();
         Ok(location)
     }
 
@@ -112,24 +120,27 @@ impl Location {
             store: hop(store),
             target: target.to_owned(),
             masked: String::new(),
+            secrets: Vec::new(),
         })
     }
 
     fn take_options(&mut self, query: &str, lookup: &Lookup<'_>) -> Result<()> {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').ok_or_else(|| {
-                let pair = printable(pair, 40);
-                invalid(format!(
-                    "option {pair:?} has no value{}",
-                    self.encoding_hint()
-                ))
-            })?;
-            let (key, value) = (decode(key)?, decode(value)?);
             let hint = self.encoding_hint();
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                let shown = shown(pair);
+                invalid(format!("option {shown} has no value{hint}"))
+            })?;
+            let bad = |_| invalid(format!("option {} is badly encoded{hint}", shown(key)));
+            let (key, value) = (decode(key).map_err(bad)?, decode(value).map_err(bad)?);
+            let shown = shown(&key);
             let (hop, name) = self.hop_of(&key);
             let description = lookup(&hop.scheme)?;
-            let spec = find_option(description, &hop.scheme, &key, name, hint)?;
-            options::check(spec, &value)?;
+            let spec = find_option(description, &hop.scheme, &shown, name, hint)?;
+            options::check(spec, &value).map_err(|error| match spec.secret {
+                true => invalid(format!("option {key}: not a {}", spec.kind.name())),
+                false => error,
+            })?;
             if hop.options.iter().any(|given| given.name == name) {
                 return Err(invalid(format!("option {key} is given twice")));
             }
@@ -159,9 +170,38 @@ impl Location {
     fn encoding_hint(&self) -> &'static str {
         if self.store.scheme == "file" {
             "; if the ? is part of the path, write it as %3F"
+        } else if self.is_cut_in_a_secret() {
+            "; if the ? is part of a secret, write it as %3F"
         } else {
             ""
         }
+    }
+
+    /// What stands before the query looks like the first half of `//KEY:SECRET@host`.
+    fn is_cut_in_a_secret(&self) -> bool {
+        !self.target.contains('@') && mask_target(&self.target) != self.target
+    }
+
+    /// Whether it was typed with a secret in it.
+    pub fn has_secrets(&self) -> bool {
+        !self.secrets.is_empty()
+    }
+
+    /// The secrets that were typed, each as it was typed and decoded.
+    pub fn secrets(&self) -> &[String] {
+        &self.secrets
+    }
+
+    fn find_secrets(&self) -> Vec<String> {
+        let options = self.hops().flat_map(|(hop, _)| &hop.options);
+        let options = options.filter(|given| given.secret);
+        let mut found: Vec<String> = options.map(|given| given.value.clone()).collect();
+        if let Some(part) = secret_part(&self.target) {
+            let typed = &self.target[part];
+            found.push(typed.to_owned());
+            found.extend(decode(typed));
+        }
+        found
     }
 
     fn mask(&self) -> String {
@@ -194,6 +234,14 @@ impl Location {
     }
 }
 
+/// A part of the query for an error, unless it may be a part of a secret.
+fn shown(text: &str) -> String {
+    match text.contains('@') {
+        true => "***".to_owned(),
+        false => format!("{:?}", printable(text, 40)),
+    }
+}
+
 fn invalid(text: impl AsRef<str>) -> Error {
     Error::new(Kind::Invalid, text)
 }
@@ -204,10 +252,11 @@ fn split_chain<'t>(chain: &'t str, lookup: &Lookup<'_>) -> Result<(Vec<String>, 
     let mut rest = chain;
     loop {
         let Some((schemes, behind)) = rest.split_once(':') else {
+            let rest = printable(rest, 80);
+            // Whatever has an @ may be half of a location with a secret.
+            let rest = if rest.contains('@') { "***" } else { &rest };
             return Err(invalid(format!(
-                "{:?} has no scheme: write file:{} for a file",
-                printable(rest, 80),
-                printable(rest, 80)
+                "{rest:?} has no scheme: write file:{rest} for a file"
             )));
         };
         let mut ended = false;
@@ -252,41 +301,53 @@ fn check_scheme(scheme: &str, at: usize) -> Result<()> {
 fn find_option<'d>(
     description: &'d Description,
     scheme: &str,
-    key: &str,
+    shown: &str,
     name: &str,
     hint: &str,
 ) -> Result<&'d OptionSpec> {
     let known = &description.options;
     known.iter().find(|spec| spec.name == name).ok_or_else(|| {
         let names: Vec<&str> = known.iter().map(|spec| spec.name.as_str()).collect();
-        let key = printable(key, 40);
         let names = match names.is_empty() {
             true => format!("{scheme} takes none"),
             false => format!("{scheme} takes {}", names.join(", ")),
         };
-        invalid(format!("unknown option {key:?}: {names}{hint}"))
+        invalid(format!("unknown option {shown}: {names}{hint}"))
     })
 }
 
-/// Masks what stands for a password: from the first `:` behind `//` to the last `@`.
-fn mask_target(target: &str) -> String {
-    let Some(authority) = target.find("//").map(|at| at + 2) else {
-        return target.to_owned();
-    };
+/// Where a password stands: from the first `:` behind `//` to the last `@`. Without an `@`, what
+/// would be a port and is none: a password with an unencoded `?` in it ends there.
+fn secret_part(target: &str) -> Option<std::ops::Range<usize>> {
+    let authority = target.find("//")? + 2;
     let rest = &target[authority..];
-    if rest.starts_with('/') {
-        return target.to_owned();
+    let first = match rest.starts_with(['/', '[']) && !rest.contains('@') {
+        true => return None,
+        false => rest.find(':')? + 1,
+    };
+    let end = match rest.rfind('@') {
+        Some(at) => at,
+        None => rest.find('/').unwrap_or(rest.len()),
+    };
+    let part = rest.get(first..end)?;
+    let is_port = !rest.contains('@') && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_path = rest.starts_with('/');
+    (!is_port && !is_path).then_some(authority + first..authority + end)
+}
+
+fn mask_target(target: &str) -> String {
+    match secret_part(target) {
+        Some(part) => format!("{}***{}", &target[..part.start], &target[part.end..]),
+        None => target.to_owned(),
     }
-    match (rest.find(':'), rest.rfind('@')) {
-        (Some(colon), Some(at)) if colon < at => {
-            format!(
-                "{}{}:***{}",
-                &target[..authority],
-                &rest[..colon],
-                &rest[at..]
-            )
-        }
-        _ => target.to_owned(),
+}
+
+/// A word of a command line that could not be understood, fit to print: what may be a secret in it
+/// is masked.
+pub fn redact(word: &str) -> String {
+    match word.split_once('?') {
+        Some((target, _)) => mask_target(target) + "?***",
+        None => mask_target(word),
     }
 }
 
@@ -389,10 +450,45 @@ mod tests {
             "s3://b/p?token=CANARY",
         ] {
             let location = parse(text).unwrap();
+            assert!(location.has_secrets());
             let shown = format!("{location} {location:?}");
             assert!(!shown.contains("CA") && shown.contains("***"), "{shown}");
         }
-        let path = "///abs/user:name@dir";
-        assert_eq!(mask_target(path), path);
+        for plain in [
+            "///abs/user:name@dir",
+            "//host:9000/b",
+            "//[::1]:9000/b",
+            "//b/p",
+        ] {
+            assert_eq!(mask_target(plain), plain);
+        }
+        assert_eq!(mask_target("//key:half/b"), "//key:***/b");
+    }
+
+    #[test]
+    fn u1_errors_show_no_part_of_a_secret() {
+        for text in [
+            "s3://b?token=CANARY%ff",
+            "s3://b?token=CANARY&token=CANARY",
+            "s3://key:secret?CANARY@host/b",
+            "s3://key:secret?CANARY=a@host/b",
+            "s3://key:pa?region=CANARY@host/b",
+            "s3://key:secret?a%ff=CANARY@host/b",
+            "cache:CANARY@host",
+            "CANARY@host",
+        ] {
+            let error = parse(text).unwrap_err().message;
+            assert!(!error.contains("CANARY"), "{text}: {error}");
+        }
+        let error = parse("s3://key:secret?CANARY@host/b").unwrap_err().message;
+        assert!(error.contains("write it as %3F"), "{error}");
+    }
+
+    #[test]
+    fn u2_secrets_are_known_as_typed_and_decoded() {
+        let location = parse("s3://key:p%40%2F%252Fq%3A%23+%25@host:9000/b").unwrap();
+        let expected = ["p%40%2F%252Fq%3A%23+%25", "p@/%2Fq:#+%"];
+        assert_eq!(location.secrets(), expected);
+        assert_eq!(location.to_string(), "s3://key:***@host:9000/b");
     }
 }

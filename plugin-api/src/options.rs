@@ -140,8 +140,20 @@ pub fn count(text: &str) -> Result<u64> {
 /// Percent-decodes a target, once.
 ///
 /// # Errors
-/// [`Kind::Invalid`] if it decodes to NUL or to something that is not UTF-8.
+/// [`Kind::Invalid`] if a `%` has no two hex digits behind it, or if it decodes to NUL or to
+/// something that is not UTF-8.
 pub fn decode(text: &str) -> Result<String> {
+    let escapes = text.split('%').skip(1);
+    let is_escape = |rest: &str| {
+        let digits = rest.bytes().take(2).filter(u8::is_ascii_hexdigit);
+        digits.count() == 2
+    };
+    if !escapes.into_iter().all(is_escape) {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("{text:?}: a % must be followed by two hex digits; write %25 for the % itself"),
+        ));
+    }
     let bytes: Vec<u8> = percent_encoding::percent_decode_str(text).collect();
     let decoded = String::from_utf8(bytes).map_err(|_| {
         Error::new(
@@ -299,6 +311,9 @@ mod tests {
         assert_eq!(decode("/a+b").unwrap(), "/a+b");
         assert!(decode("/a%00b").is_err());
         assert!(decode("/a%ff").is_err());
+        for text in ["100%", "%4", "%zz", "a%%20", "%é"] {
+            assert!(decode(text).unwrap_err().message.contains("%25"), "{text}");
+        }
     }
 
     #[test]

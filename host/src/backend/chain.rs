@@ -4,7 +4,7 @@ use abi_stable::std_types::{RNone, ROption, RSome, RString};
 use nbd_rs_plugin::abi::DynBackend;
 use nbd_rs_plugin::{Next, ObjectMode, OpenFlags, OpenRequest, Result};
 
-use super::guard::guard;
+use super::guard::{guard, without_secrets};
 use super::Object;
 use crate::location::{Hop, Location};
 use crate::plugin::Registry;
@@ -78,6 +78,6 @@ async fn open_hop(
         reserved: [0; 4],
     };
     let opened = plugin.open(request).await;
-    let backend = opened.map_err(|error| error.context(&hop.scheme))?;
+    let backend = opened.map_err(|error| without_secrets(error).context(&hop.scheme))?;
     Ok(guard(backend, &hop.scheme))
 }

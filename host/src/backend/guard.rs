@@ -17,6 +17,8 @@ use nbd_rs_plugin::{
     WriteFlags, ZeroFlags,
 };
 
+use crate::secrets;
+
 /// The longest object name, in bytes (that of S3).
 pub const MAX_KEY_BYTES: usize = 1024;
 
@@ -56,7 +58,8 @@ impl Watch {
     }
 
     fn judge<T>(&self, result: RResult<T, Error>) -> Result<T> {
-        result.into_result().map_err(|mut error| {
+        result.into_result().map_err(|error| {
+            let mut error = without_secrets(error);
             if error.kind == Kind::Panic {
                 self.0 .1.store(true, Ordering::Relaxed);
                 tracing::error!("{}: {}", self.0 .0, error.message);
@@ -87,6 +90,12 @@ impl Watch {
             }
         }
     }
+}
+
+/// What a plugin says may hold what it was told.
+pub(super) fn without_secrets(mut error: Error) -> Error {
+    error.message = secrets::masked(&error.message).into_owned().into();
+    error
 }
 
 fn later<'a, T>(future: impl Future<Output = Result<T>> + Send + 'a) -> Started<'a, T> {

@@ -5,43 +5,12 @@ pub mod chain;
 pub mod guard;
 pub mod memory;
 
-use std::future::Future;
-use std::pin::Pin;
-
 use nbd_rs_plugin::{
     Body, Capabilities, Data, Extent, NextObject, ReadFlags, Result, WriteFlags, ZeroFlags,
 };
 
 use crate::plugin::call;
-
-/// The future of an answer that is not there yet.
-pub type Later<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
-
-/// An answer: here, or to be waited for. Nothing has started before the first poll.
-pub enum Answer<T> {
-    /// It is here.
-    Ready(Result<T>),
-    /// It will come.
-    Later(Later<T>),
-}
-
-impl<T: Send + 'static> Answer<T> {
-    /// An answer that is worked out by a future.
-    pub fn later(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
-        Answer::Later(Box::pin(future))
-    }
-
-    /// Waits for it.
-    ///
-    /// # Errors
-    /// What the call answered.
-    pub async fn wait(self) -> Result<T> {
-        match self {
-            Answer::Ready(result) => result,
-            Answer::Later(future) => future.await,
-        }
-    }
-}
+pub use crate::plugin::{Answer, Later};
 
 /// An opened object at the outer end of a chain. Cheap to clone.
 #[derive(Clone, Debug)]

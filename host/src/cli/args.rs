@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use nbd_rs_plugin::options;
+use nbd_rs_plugin::options::{self, display_size};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::EnvFilter;
 
 use crate::serve::listen::Address;
 
@@ -13,7 +15,8 @@ use crate::serve::listen::Address;
     name = "nbd-rs",
     version,
     max_term_width = 100,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = HELP
 )]
 pub struct Cli {
     /// What to do.
@@ -23,6 +26,19 @@ pub struct Cli {
     #[command(flatten)]
     pub common: Common,
 }
+
+const HELP: &str = "\
+Example:
+  nbd-rs init --size 100Mi raw \"file:$(pwd)/raw.bin\"
+  nbd-rs serve --export disk0 raw \"file:$(pwd)/raw.bin\"
+
+Exit codes:
+  0  done; of serve: stopped, and everything acknowledged is durable
+  1  it failed; the last line on standard error says why
+  2  the command line is wrong; nothing was opened or changed
+  3  serve: something acknowledged may not be durable
+  4  serve: requests did not end within 30 seconds
+  128 + the signal's number: serve was told twice to stop";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -34,8 +50,8 @@ pub struct Common {
     #[arg(long, global = true)]
     pub allow_insecure_plugins: bool,
     /// What to log: error, warn, info, debug, trace, or filters as in RUST_LOG.
-    #[arg(long, value_name = "FILTER", global = true)]
-    pub log: Option<String>,
+    #[arg(long, value_name = "FILTER", global = true, value_parser = parse_filter)]
+    pub log: Option<Filter>,
 }
 
 /// The commands.
@@ -68,7 +84,7 @@ with 4 if requests did not end within 30 seconds. A second signal ends it at onc
 #[derive(Debug, Args)]
 pub struct Init {
     /// The size: bytes, or K M G T P with an optional i or iB (powers of 1024).
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_volume_size, allow_hyphen_values = true)]
     pub size: u64,
     /// Start an empty volume even where one exists. Its contents are lost.
     #[arg(long)]
@@ -100,10 +116,10 @@ pub struct Serve {
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = parse_mode)]
     pub socket_mode: u32,
     /// Connections at the same time, at the most.
-    #[arg(long, value_name = "COUNT", default_value_t = 4096)]
+    #[arg(long, value_name = "COUNT", default_value = "4096", value_parser = parse_connections)]
     pub max_connections: usize,
-    /// Memory for payloads in flight, of all connections together.
-    #[arg(long, value_name = "SIZE", default_value = "512Mi", value_parser = parse_size)]
+    /// Memory for payloads in flight, of all connections together; at least 64Mi.
+    #[arg(long, value_name = "SIZE", default_value = "512Mi", value_parser = parse_memory)]
     pub memory: u64,
 }
 
@@ -146,8 +162,57 @@ pub struct VolumeArgs {
     pub driver_cfg: String,
 }
 
+/// Smallest memory budget that keeps the largest payloads going, in bytes.
+const MIN_MEMORY_BYTES: u64 = 64 << 20;
+
 fn parse_size(text: &str) -> Result<u64, String> {
     options::size(text).map_err(|error| error.message.into())
+}
+
+fn parse_volume_size(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("a volume needs a size, such as 100Mi".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        bytes if bytes >= MIN_MEMORY_BYTES => Ok(bytes),
+        _ => Err(format!(
+            "must be at least {}",
+            display_size(MIN_MEMORY_BYTES)
+        )),
+    }
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("must be a number from 1 on".to_owned()),
+    }
+}
+
+/// What to log, checked.
+#[derive(Debug, Clone)]
+pub struct Filter(String);
+
+impl From<&Filter> for EnvFilter {
+    fn from(filter: &Filter) -> Self {
+        EnvFilter::new(&filter.0)
+    }
+}
+
+/// A level, or filters with an `=`: a lone word that is no level would filter everything out.
+fn parse_filter(text: &str) -> Result<Filter, String> {
+    let known = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    match EnvFilter::builder().parse(text) {
+        Ok(_) if text.split(',').all(known) => Ok(Filter(text.to_owned())),
+        _ => Err(
+            "must be error, warn, info, debug, trace, or filters such as info,plugin=debug"
+                .to_owned(),
+        ),
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

@@ -3,10 +3,10 @@
 use nbd_rs_plugin::options::display_size;
 use serde_json::json;
 
-use super::say;
-use crate::error::Result;
+use super::args::Info;
+use super::{say, volume, Done};
 use crate::export::Export;
-use crate::layout::open::{Access, Volume};
+use crate::layout::open::Volume;
 use crate::nbd::validate::{transmission_flags, Agreement};
 use crate::nbd::wire::constants::flag;
 use crate::nbd::wire::Framing;
@@ -46,14 +46,13 @@ fn flag_names(export: &Export) -> Vec<&'static str> {
 ///
 /// # Errors
 /// If the volume can't be opened.
-pub(super) fn print(volume: &Volume, registry: &Registry, as_json: bool) -> Result<()> {
-    let layout = runtime::block_on(volume.open(registry, Access::Look))?;
-    let export = Export::new(String::new(), volume.to_string(), layout, false);
-    match as_json {
-        true => say(format_args!("{:#}", json(volume, &export))),
-        false => say(text(volume, &export)),
+pub(super) fn print(args: &Info, registry: &Registry) -> Done<()> {
+    let (volume, export) = volume::look(&args.volume, registry)?;
+    match args.json {
+        true => say(format_args!("{:#}", json(&volume, &export))),
+        false => say(text(&volume, &export)),
     }
-    runtime::block_on(export.release())
+    Ok(runtime::block_on(export.release())?)
 }
 
 fn json(volume: &Volume, export: &Export) -> serde_json::Value {
@@ -73,15 +72,29 @@ fn json(volume: &Volume, export: &Export) -> serde_json::Value {
     })
 }
 
+/// `1 MiB (1048576 bytes)`, or `1000 bytes`.
+fn size(bytes: u64) -> String {
+    match (display_size(bytes), format!("{bytes} bytes")) {
+        (round, exact) if round == exact => exact,
+        (round, exact) => format!("{round} ({exact})"),
+    }
+}
+
+/// What may be done with an export.
+pub(super) fn access(export: &Export) -> &'static str {
+    match export.is_read_only() {
+        true => "read-only",
+        false => "read-write",
+    }
+}
+
 fn text(volume: &Volume, export: &Export) -> String {
     let sizes = export.block_sizes();
     let lines = [
         ("layout", volume.driver.to_string()),
         ("location", volume.location.to_string()),
-        (
-            "size",
-            format!("{} ({} bytes)", display_size(export.size()), export.size()),
-        ),
+        ("size", size(export.size())),
+        ("access", access(export).to_owned()),
         (
             "block sizes",
             format!("minimum {}, preferred {}", sizes.minimum, sizes.preferred),

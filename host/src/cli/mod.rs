@@ -1,36 +1,69 @@
 //! The command line: what was typed, what is meant, what is done.
 
 pub mod args;
+mod argv;
 mod info;
 mod serve;
+mod usage;
+mod volume;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-use nbd_rs_plugin::options::display_size;
 use tracing_subscriber::EnvFilter;
 
-use crate::error::{Error, Kind, Result};
-use crate::layout::open::Volume;
+use crate::error::{printable, Error};
 use crate::plugin::{self, Places, Registry, SearchPath};
-use crate::runtime;
-use args::{Cli, Command, Common, Init, VolumeArgs};
+use crate::{runtime, secrets};
+use args::{Cli, Command, Common};
 
 /// Exit code: something failed, and the last line says what.
 const FAILED: u8 = 1;
+/// Exit code: the command line is wrong; nothing was opened or changed.
+const WRONG: u8 = 2;
+
+/// The longest line that an error may be, in characters.
+const LINE_CHARS: usize = 4096;
+
+/// Why a command did not do what it was told to.
+enum Trouble {
+    /// The command line asks for what can't be.
+    Wrong(Error),
+    /// It failed on the way.
+    Failed(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Trouble::Failed(error)
+    }
+}
+
+type Done<T> = Result<T, Trouble>;
 
 /// Runs the program to its exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match usage::parse() {
+        Ok(cli) => cli,
+        Err(line) => return complain(WRONG, &line),
+    };
     start_log(&cli.common);
     match run(cli) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("nbd-rs: {error}");
-            ExitCode::from(FAILED)
-        }
+        Err(Trouble::Wrong(error)) => complain(WRONG, &error.message),
+        Err(Trouble::Failed(error)) => complain(FAILED, &error.message),
     }
+}
+
+/// The last line: one, whatever the text holds.
+fn complain(code: u8, text: &str) -> ExitCode {
+    let text = secrets::masked(text);
+    let _ = writeln!(
+        std::io::stderr(),
+        "nbd-rs: {}",
+        printable(&text, LINE_CHARS)
+    );
+    ExitCode::from(code)
 }
 
 /// Prints a line for whoever reads standard output; that nobody does is no failure.
@@ -40,7 +73,7 @@ fn say(line: impl std::fmt::Display) {
 
 fn start_log(common: &Common) {
     let filter = match &common.log {
-        Some(filter) => EnvFilter::new(filter),
+        Some(filter) => filter.into(),
         None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
     };
     tracing_subscriber::fmt()
@@ -51,7 +84,7 @@ fn start_log(common: &Common) {
         .init();
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn run(cli: Cli) -> Done<ExitCode> {
     plugin::start(runtime::handle().clone());
     let places = Places::of_this_process(cli.common.plugin_dir.clone());
     let search = SearchPath::new(&places);
@@ -66,34 +99,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
     }
     report(&registry);
     match cli.command {
-        Command::Init(args) => init(&args, &registry)?,
-        Command::Destroy(args) => {
-            let volume = volume(&args.volume, &registry)?;
-            runtime::block_on(volume.destroy(&registry))?;
-            say(format_args!("{volume}: destroyed"));
-        }
-        Command::Info(args) => {
-            info::print(&volume(&args.volume, &registry)?, &registry, args.json)?
-        }
+        Command::Init(args) => volume::init(&args, &registry)?,
+        Command::Destroy(args) => volume::destroy(&args, &registry)?,
+        Command::Info(args) => info::print(&args, &registry)?,
         Command::Serve(args) => return serve::run(args, &registry),
         Command::Plugins(_) => {}
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn init(args: &Init, registry: &Registry) -> Result<()> {
-    let volume = volume(&args.volume, registry)?;
-    if args.size == 0 {
-        return Err(Error::new(Kind::Invalid, "a volume of no size"));
-    }
-    runtime::block_on(volume.create(registry, args.size, args.force))?;
-    let size = display_size(args.size);
-    say(format_args!("{volume}: {size}, all zeros"));
-    Ok(())
-}
-
-fn volume(args: &VolumeArgs, registry: &Registry) -> Result<Volume> {
-    Volume::parse(&args.driver, &args.driver_cfg, registry)
 }
 
 /// Says what of the plugins is not as it should be; `nbd-rs plugins` tells all of it.

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use nbd_rs_plugin::options::display_size;
-use percent_encoding::{utf8_percent_encode, AsciiSet, NON_ALPHANUMERIC};
+use percent_encoding::{percent_encode, utf8_percent_encode, AsciiSet, NON_ALPHANUMERIC};
 use tokio::signal::unix::{signal, Signal, SignalKind};
 
 use super::args::Serve;
-use super::info::RAW_FLUSH;
-use super::say;
+use super::info::{access, RAW_FLUSH};
+use super::{say, volume, Done, Trouble};
 use crate::error::{printable, Error, Kind, Result};
 use crate::export::Export;
 use crate::layout::open::{Access, Volume};
@@ -28,11 +28,10 @@ const NOT_FLUSHED: u8 = 3;
 const NOT_FINISHED: u8 = 4;
 /// What a write beyond the file-size limit raises; without a handler it kills.
 const SIGXFSZ: i32 = 25;
-/// Smallest memory budget that can hold a payload, in bytes.
-const MIN_MEMORY_BYTES: u64 = 64 << 20;
 
 /// Serves until a signal comes.
-pub(super) fn run(args: Serve, registry: &Registry) -> Result<ExitCode> {
+pub(super) fn run(args: Serve, registry: &Registry) -> Done<ExitCode> {
+    let asked = understand(&args.export, args.read_only, registry)?;
     let mut signals = runtime::block_on(async { Signals::catch() })?;
     let mut addresses = args.listen;
     if addresses.is_empty() {
@@ -41,11 +40,11 @@ pub(super) fn run(args: Serve, registry: &Registry) -> Result<ExitCode> {
     // The doors come first: somebody else's server there is noticed before a volume is locked.
     let bind = |address: &Address| Listener::bind(address, args.socket_mode);
     let listeners: Vec<Listener> = addresses.iter().map(bind).collect::<Result<_>>()?;
-    let exports = open_exports(&args.export, args.read_only, registry)?;
+    let exports = open_exports(asked, args.read_only, registry)?;
     announce(&listeners, &exports);
     let limits = Limits {
         connections: args.max_connections,
-        memory_bytes: args.memory.max(MIN_MEMORY_BYTES),
+        memory_bytes: args.memory,
     };
     let server = Server::start(listeners, exports, limits)?;
     say("ready");
@@ -75,29 +74,53 @@ fn judge(server: Server) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn open_exports(words: &[String], read_only: bool, registry: &Registry) -> Result<Exports> {
-    let mut exports = Exports::default();
+/// Names and volumes, before any of them is opened.
+fn understand(
+    words: &[String],
+    read_only: bool,
+    registry: &Registry,
+) -> Done<Vec<(String, Volume)>> {
+    let mut asked: Vec<(String, Volume)> = Vec::new();
+    let wrong = |text: String| Trouble::Wrong(Error::new(Kind::Invalid, text));
     for three in words.chunks_exact(3) {
         let [name, driver, config] = three else {
             continue;
         };
-        if name.len() > MAX_STRING_BYTES {
-            return Err(Error::new(
-                Kind::Invalid,
-                "an export name of over 4096 bytes",
-            ));
-        }
         let shown = printable(name, 80);
-        if exports.0.iter().any(|export| export.name == *name) {
-            return Err(Error::new(
-                Kind::Invalid,
-                format!("two exports named {shown:?}"),
-            ));
+        if name.len() > MAX_STRING_BYTES {
+            let text = format!("the export name {shown} is longer than {MAX_STRING_BYTES} bytes");
+            return Err(wrong(text));
         }
-        let volume = Volume::parse(driver, config, registry)?;
-        let opened = runtime::block_on(volume.open(registry, Access::serving(read_only)));
+        let volume = volume::parse(driver, config, registry)?;
+        for (other, has) in &asked {
+            if other == name {
+                return Err(wrong(format!("two exports are named {shown:?}")));
+            }
+            if !read_only && has.to_string() == volume.to_string() {
+                let other = printable(other, 80);
+                return Err(wrong(format!(
+                    "exports {other:?} and {shown:?} are the same volume, {volume}: \
+                     one writer is all it can have"
+                )));
+            }
+        }
+        asked.push((name.clone(), volume));
+    }
+    Ok(asked)
+}
+
+fn open_exports(
+    asked: Vec<(String, Volume)>,
+    read_only: bool,
+    registry: &Registry,
+) -> Result<Exports> {
+    let mut exports = Exports::default();
+    for (name, volume) in asked {
+        let shown = printable(&name, 80);
+        let opened = volume::open(&volume, registry, Access::serving(read_only));
         let layout = opened.map_err(|error| error.context(format_args!("export {shown:?}")))?;
-        let export = Export::new(name.clone(), volume.to_string(), layout, read_only);
+        volume::warn_of_size(&volume, layout.size());
+        let export = Export::new(name, volume.to_string(), layout, read_only);
         exports.0.push(Arc::new(export));
     }
     Ok(exports)
@@ -108,10 +131,7 @@ fn announce(listeners: &[Listener], exports: &Exports) {
     for export in &exports.0 {
         let name = printable(&export.name, 80);
         let size = display_size(export.size());
-        let mode = match export.is_read_only() {
-            true => "read-only",
-            false => "read-write",
-        };
+        let mode = access(export);
         let volume = &export.description;
         say(format_args!(
             "export {name:?}: {size}, {mode}, {volume}; a flush is {RAW_FLUSH}"
@@ -128,26 +148,48 @@ fn announce(listeners: &[Listener], exports: &Exports) {
     }
 }
 
+/// What needs no escape in a URL, and means nothing to a shell or to qemu.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'/');
+
+/// A word as a shell takes it, also when it holds control characters.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    if !word.contains(char::is_control) {
+        return format!("'{}'", word.replace('\'', r"'\''"));
+    }
+    let bytes = word.bytes().map(|byte| format!("\\x{byte:02x}"));
+    format!("$'{}'", bytes.collect::<String>())
+}
+
 /// The lines that attach common clients to an export.
 fn attach_lines(address: &Address, name: &str) -> Vec<String> {
-    const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
     let escaped = utf8_percent_encode(name, ESCAPED);
-    let quoted = format!("'{}'", name.replace('\'', r"'\''"));
     match address {
         Address::Tcp(address) => {
             let (host, port) = address.rsplit_once(':').unwrap_or((address, "10809"));
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let url = format!("nbd://{address}/{escaped}");
             vec![
-                format!("qemu-system-x86_64 -drive file=nbd://{address}/{escaped},format=raw ..."),
-                format!("nbd-client -N {quoted} {host} {port} /dev/nbd0"),
-                format!("nbdcopy nbd://{address}/{escaped} copy.img"),
+                format!("qemu-system-x86_64 -drive file={url},format=raw ..."),
+                format!("nbd-client -N {} {host} {port} /dev/nbd0", quoted(name)),
+                format!("nbdcopy {url} copy.img"),
             ]
         }
         Address::Unix(path) => {
-            let path = path.display();
-            let url = format!("nbd+unix:///{escaped}?socket={path}");
+            let (name, path) = (quoted(name), path.as_os_str());
+            let socket = percent_encode(path.as_encoded_bytes(), ESCAPED);
+            let path = quoted(&path.to_string_lossy());
+            let url = format!("nbd+unix:///{escaped}?socket={socket}");
             vec![
                 format!("qemu-system-x86_64 -drive 'file={url},format=raw' ..."),
-                format!("nbd-client -N {quoted} -unix {path} /dev/nbd0"),
+                format!("nbd-client -N {name} -unix {path} /dev/nbd0"),
                 format!("nbdcopy '{url}' copy.img"),
             ]
         }
@@ -188,10 +230,19 @@ mod tests {
     #[test]
     fn attach_lines_quote_what_needs_it() {
         let lines = attach_lines(&Address::Tcp("127.0.0.1:10809".into()), "my disk");
-        assert_eq!(
-            lines[1],
-            "nbd-client -N 'my disk' 127.0.0.1 10809 /dev/nbd0"
-        );
+        let nbd_client = "nbd-client -N 'my disk' 127.0.0.1 10809 /dev/nbd0";
+        assert_eq!(lines[1], nbd_client);
         assert_eq!(lines[2], "nbdcopy nbd://127.0.0.1:10809/my%20disk copy.img");
+        let lines = attach_lines(&Address::Tcp("[::1]:1".into()), "a/b");
+        assert_eq!(lines[1], "nbd-client -N a/b ::1 1 /dev/nbd0");
+        assert_eq!(lines[2], "nbdcopy nbd://[::1]:1/a/b copy.img");
+        let lines = attach_lines(&Address::Unix("/run/a b,c".into()), "it's\x1b");
+        assert_eq!(
+            lines[0],
+            "qemu-system-x86_64 -drive \
+             'file=nbd+unix:///it%27s%1B?socket=/run/a%20b%2Cc,format=raw' ..."
+        );
+        let nbd_client = r"nbd-client -N $'\x69\x74\x27\x73\x1b' -unix '/run/a b,c' /dev/nbd0";
+        assert_eq!(lines[1], nbd_client);
     }
 }

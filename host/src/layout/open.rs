@@ -29,10 +29,14 @@ impl std::str::FromStr for Driver {
                 Kind::Unsupported,
                 format!("the {name} layout is not in this version yet; raw is"),
             )),
+            _ if name.contains([':', '@']) => Err(Error::new(
+                Kind::Invalid,
+                "the layout comes before the location, as in: raw file:/path",
+            )),
             _ => Err(Error::new(
                 Kind::Invalid,
                 format!(
-                    "unknown driver {:?}: raw is known",
+                    "unknown layout {:?}; known: raw",
                     crate::error::printable(name, 40)
                 ),
             )),

@@ -13,7 +13,7 @@ use nbd_rs_plugin::{
     Body, Data, Error, NextObject, ReadFlags, Result, Started, WriteFlags, ZeroFlags,
 };
 
-use crate::backend::Answer;
+use super::Answer;
 
 /// A future with the object that it borrows from.
 struct Held<T: 'static> {

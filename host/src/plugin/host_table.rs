@@ -110,6 +110,7 @@ extern "C" fn log(level: u32, target: RStr<'_>, message: RStr<'_>) {
         let Some(_once) = Once::enter() else { return };
         let from = text::line_of_bytes(target.as_rslice().as_slice(), 100);
         let message = text::line_of_bytes(message.as_rslice().as_slice(), LINE_MAX);
+        let message = crate::secrets::masked(&message);
         match level {
             0 | 1 => tracing::error!(target: "plugin", from, "{message}"),
             2 => tracing::warn!(target: "plugin", from, "{message}"),

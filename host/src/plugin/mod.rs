@@ -13,6 +13,7 @@
 //!
 //! `unsafe` lives in `load` and `call` alone.
 
+mod answer;
 pub mod call;
 mod describe;
 mod elf;
@@ -27,6 +28,7 @@ mod scan;
 mod search;
 mod text;
 
+pub use answer::{Answer, Later};
 pub use error::LoadError;
 pub use host_table::start;
 pub use registry::{Plugin, Refused, Registry, Shadowed};

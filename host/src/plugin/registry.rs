@@ -192,7 +192,7 @@ impl Registry {
         } else {
             dirs.join(", ")
         };
-        said += &format!("; known: {known}; searched: {dirs}");
+        said += &format!("; known: {known}; searched: {dirs}; --plugin-dir names another place");
         said
     }
 

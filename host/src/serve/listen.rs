@@ -80,7 +80,15 @@ impl Listener {
             Address::Tcp(text) => Self::bind_tcp(text),
             Address::Unix(path) => Self::bind_unix(path, mode),
         };
-        bound.map_err(|error| Error::os(&error, format_args!("listening on {address}")))
+        bound.map_err(|error| {
+            let mut failed = Error::os(&error, format_args!("listening on {address}"));
+            if error.kind() == io::ErrorKind::AddrInUse {
+                failed
+                    .message
+                    .push_str("; --listen chooses another address");
+            }
+            failed
+        })
     }
 
     fn bind_tcp(text: &str) -> io::Result<Self> {

@@ -45,6 +45,12 @@ fn path(target: &str) -> Result<PathBuf> {
     if path.is_empty() {
         return Err(Error::new(Kind::Invalid, "file: needs a path"));
     }
+    if path.starts_with('~') {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("file:{path}: the shell did not expand the ~; write file:$HOME/... (or file:./{path})"),
+        ));
+    }
     decode(path).map(PathBuf::from)
 }
 
@@ -62,7 +68,7 @@ mod tests {
         ] {
             assert_eq!(path(target).unwrap(), PathBuf::from(expected), "{target}");
         }
-        for target in ["", "//host/path", "//", "/a%00b"] {
+        for target in ["", "//host/path", "//", "/a%00b", "~/raw.bin", "/a%b"] {
             assert!(path(target).is_err(), "{target}");
         }
     }

@@ -14,7 +14,7 @@ use crate::lock;
 /// What the system says, with the path; [`Kind::Busy`] if a lock was asked for and is taken.
 pub fn open(path: &Path, mode: ObjectMode, make_dirs: bool) -> Result<File> {
     let has = |flag| mode.flags.has(flag);
-    let failed = |error: std::io::Error| Error::os(&error, path.display());
+    let failed = |error: std::io::Error| failed(&error, path);
     let writable = has(ObjectFlags::WRITE);
     if has(ObjectFlags::CREATE) {
         match make(path, mode, make_dirs) {
@@ -48,6 +48,32 @@ pub fn open(path: &Path, mode: ObjectMode, make_dirs: bool) -> Result<File> {
     Ok(file)
 }
 
+fn failed(error: &std::io::Error, path: &Path) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::IsADirectory => wrong_kind(path, A_DIRECTORY),
+        _ => Error::os(error, path.display()),
+    }
+}
+
+const A_DIRECTORY: &str = "a directory: the raw layout serves one file or block device";
+
+fn wrong_kind(path: &Path, what: &str) -> Error {
+    Error::new(Kind::Invalid, format!("{} is {what}", path.display()))
+}
+
+/// That something is there already is told as [`Kind::Exists`] only if it is a file.
+fn not_made(error: &std::io::Error, path: &Path) -> Error {
+    let kind = std::fs::metadata(path).map(|metadata| metadata.file_type());
+    match kind {
+        Ok(kind) if kind.is_block_device() => {
+            wrong_kind(path, "a block device: it is served as it is, without init")
+        }
+        Ok(kind) if kind.is_dir() => wrong_kind(path, A_DIRECTORY),
+        Ok(kind) if !kind.is_file() => wrong_kind(path, "neither a file nor a block device"),
+        _ => failed(error, path),
+    }
+}
+
 fn check_kind(file: &File, path: &Path) -> Result<()> {
     let metadata = file
         .metadata()
@@ -57,13 +83,10 @@ fn check_kind(file: &File, path: &Path) -> Result<()> {
         return Ok(());
     }
     let what = match kind.is_dir() {
-        true => "a directory: the raw layout serves one file or block device",
+        true => A_DIRECTORY,
         false => "neither a file nor a block device",
     };
-    Err(Error::new(
-        Kind::Invalid,
-        format!("{} is {what}", path.display()),
-    ))
+    Err(wrong_kind(path, what))
 }
 
 /// Makes the file, durably: itself, its size, and its name in the directory.
@@ -75,7 +98,7 @@ fn make(path: &Path, mode: ObjectMode, make_dirs: bool) -> Result<File> {
     }
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o644);
-    let file = options.open(path).map_err(failed)?;
+    let file = options.open(path).map_err(|error| not_made(&error, path))?;
     let made = (|| {
         if mode.flags.has(ObjectFlags::LOCK) {
             lock::acquire(&file, path, true)?;

@@ -1,0 +1,125 @@
+//! Volumes by what was typed: understood, made, removed, and what to say when that fails.
+
+use nbd_rs_plugin::options::display_size;
+
+use super::args::{Destroy, Init, VolumeArgs};
+use super::{argv, say, Done, Trouble};
+use crate::error::{Error, Kind, Result};
+use crate::export::Export;
+use crate::layout::open::{Access, Volume};
+use crate::plugin::Registry;
+use crate::{runtime, secrets};
+
+/// What Linux counts the size of a disk in, in bytes.
+const SECTOR_BYTES: u64 = 512;
+
+/// A volume as it was typed. From here on nobody can read its secrets from the list of processes.
+pub(super) fn parse(driver: &str, location: &str, registry: &Registry) -> Done<Volume> {
+    let volume = Volume::parse(driver, location, registry).map_err(Trouble::Wrong)?;
+    if volume.location.has_secrets() {
+        volume
+            .location
+            .secrets()
+            .iter()
+            .for_each(|s| secrets::remember(s));
+        tracing::warn!(
+            "{volume}: a secret on the command line was visible to all users until now, and stays \
+             in the shell's history: the environment or a profile file keeps it to itself"
+        );
+        if let Err(error) = argv::hide(location, &volume.location.to_string()) {
+            tracing::warn!("{volume}: its secret stays visible in the list of processes: {error}");
+        }
+    }
+    Ok(volume)
+}
+
+fn of(args: &VolumeArgs, registry: &Registry) -> Done<Volume> {
+    parse(&args.driver, &args.driver_cfg, registry)
+}
+
+/// `nbd-rs init`.
+pub(super) fn init(args: &Init, registry: &Registry) -> Done<()> {
+    let volume = of(&args.volume, registry)?;
+    let before = match args.force {
+        true => size_of(&volume, registry),
+        false => None,
+    };
+    runtime::block_on(volume.create(registry, args.size, args.force))?;
+    let size = display_size(args.size);
+    let lost = match before {
+        Some(before) => format!("; the {} that were there are gone", display_size(before)),
+        None => String::new(),
+    };
+    say(format_args!("{volume}: {size}, all zeros{lost}"));
+    warn_of_size(&volume, args.size);
+    Ok(())
+}
+
+/// The size of what is there, if something is.
+fn size_of(volume: &Volume, registry: &Registry) -> Option<u64> {
+    let layout = runtime::block_on(volume.open(registry, Access::Look)).ok()?;
+    let size = layout.size();
+    // It was only looked at: nothing can be lost.
+    let _ = runtime::block_on(layout.close());
+    Some(size)
+}
+
+/// `nbd-rs destroy`.
+pub(super) fn destroy(args: &Destroy, registry: &Registry) -> Done<()> {
+    let volume = of(&args.volume, registry)?;
+    let destroyed = runtime::block_on(volume.destroy(registry));
+    destroyed.map_err(|error| missing(&volume, error, ""))?;
+    say(format_args!("{volume}: destroyed"));
+    Ok(())
+}
+
+/// Opens one to look at it, also while it is served.
+pub(super) fn look(args: &VolumeArgs, registry: &Registry) -> Done<(Volume, Export)> {
+    let volume = of(args, registry)?;
+    let layout = open(&volume, registry, Access::Look)?;
+    let export = Export::new(String::new(), volume.to_string(), layout, false);
+    Ok((volume, export))
+}
+
+/// Opens one.
+///
+/// # Errors
+/// What keeps it from being opened, and what to do if it is not there.
+pub(super) fn open(
+    volume: &Volume,
+    registry: &Registry,
+    access: Access,
+) -> Result<std::sync::Arc<dyn crate::layout::Layout>> {
+    let opened = runtime::block_on(volume.open(registry, access));
+    opened.map_err(|error| missing(volume, error, "; nbd-rs init makes one"))
+}
+
+fn missing(volume: &Volume, error: Error, advice: &str) -> Error {
+    if error.kind != Kind::NotFound {
+        return error;
+    }
+    let text = format!(
+        "there is no volume at {}{advice} ({error})",
+        volume.location
+    );
+    Error {
+        message: text.into(),
+        ..error
+    }
+}
+
+/// Sizes that clients have trouble with.
+pub(super) fn warn_of_size(volume: &Volume, bytes: u64) {
+    if bytes == 0 {
+        tracing::warn!(
+            "{volume} is empty, and few clients take such a disk; \
+             nbd-rs init --force --size SIZE gives it a size"
+        );
+    } else if bytes % SECTOR_BYTES != 0 {
+        let seen = bytes - bytes % SECTOR_BYTES;
+        tracing::warn!(
+            "{volume}: {bytes} bytes is no multiple of {SECTOR_BYTES}; \
+             as a Linux block device it has the first {seen} bytes only"
+        );
+    }
+}
