@@ -115,7 +115,7 @@ pub(super) fn warn_of_size(volume: &Volume, bytes: u64) {
             "{volume} is empty, and few clients take such a disk; \
              nbd-rs init --force --size SIZE gives it a size"
         );
-    } else if bytes % SECTOR_BYTES != 0 {
+    } else if !bytes.is_multiple_of(SECTOR_BYTES) {
         let seen = bytes - bytes % SECTOR_BYTES;
         tracing::warn!(
             "{volume}: {bytes} bytes is no multiple of {SECTOR_BYTES}; \
