@@ -90,6 +90,7 @@ fn one_option(
     }
     if length > MAX_OPTION_BYTES || !is_known(option) {
         drain(wire, length)?;
+        negotiation.unread(option);
         return Ok(Next::Reply(match is_known(option) {
             true => error(option, rep::ERR_TOO_BIG, "too much data"),
             false => error(option, rep::ERR_UNSUP, "unknown option"),
