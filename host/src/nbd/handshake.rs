@@ -13,8 +13,9 @@ use crate::export::Export;
 const MAX_OPTION_BYTES: u32 = 256 << 10;
 /// Longer data than this is not even read over, in bytes.
 const MAX_DRAINED_BYTES: u32 = 1 << 20;
-/// Options that a client may send before it gets to work.
-const MAX_OPTIONS: usize = 64;
+/// Options that a client may send before it gets to work, and as many more for each export:
+/// listing clients (qemu-nbd --list) ask two or three things about every one.
+const MAX_OPTIONS: usize = 32;
 
 /// The socket during the handshake: whole reads and writes, within the time that is left.
 pub trait Wire {
@@ -51,7 +52,7 @@ pub fn negotiate(
     let fixed = flags & u32::from(handshake::FIXED_NEWSTYLE) != 0;
     let no_zeroes = flags & u32::from(handshake::NO_ZEROES) != 0;
     let mut negotiation = Negotiation::new(exports, no_zeroes);
-    for _ in 0..MAX_OPTIONS {
+    for _ in 0..MAX_OPTIONS * (1 + exports.0.len()) {
         match one_option(wire, &mut negotiation, fixed)? {
             Next::Reply(reply) => wire.write_all(&reply)?,
             Next::Transmission(reply, export, agreement) => {
@@ -90,6 +91,7 @@ fn one_option(
     }
     if length > MAX_OPTION_BYTES || !is_known(option) {
         drain(wire, length)?;
+        negotiation.unread(option);
         return Ok(Next::Reply(match is_known(option) {
             true => error(option, rep::ERR_TOO_BIG, "too much data"),
             false => error(option, rep::ERR_UNSUP, "unknown option"),

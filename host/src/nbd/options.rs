@@ -74,6 +74,14 @@ impl<'e> Negotiation<'e> {
         }
     }
 
+    /// An option failed before its data was looked at: a failing SET_META_CONTEXT still replaces
+    /// the earlier choice (proto.md, `NBD_OPT_SET_META_CONTEXT`).
+    pub fn unread(&mut self, option: u32) {
+        if option == opt::SET_META_CONTEXT {
+            self.allocation_for = None;
+        }
+    }
+
     fn agreement(&self, export: &Arc<Export>) -> Agreement {
         let chosen = self.allocation_for.as_ref();
         Agreement {

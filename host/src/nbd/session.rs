@@ -108,7 +108,9 @@ impl<R: Requester + 'static> Session<R> {
         payload: Option<Bytes>,
         replies: &mut ReplyQueue,
     ) -> Started {
-        if request.length == 0 && request.command != cmd::FLUSH {
+        // A BLOCK_STATUS of no length was refused, unless its length stands in a payload.
+        let has_range = !matches!(request.command, cmd::FLUSH | cmd::BLOCK_STATUS);
+        if request.length == 0 && has_range {
             replies.success(self.reply_to(&request));
             return Started::Answered;
         }

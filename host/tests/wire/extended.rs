@@ -142,7 +142,7 @@ fn w77_block_status_may_choose_its_context_in_a_payload() {
 #[test]
 fn w77_block_status_payloads_that_are_not_8_and_4n_bytes_are_refused() {
     let stage = Stage::new();
-    let table = [1, 4, 7, 9, 11, 13, 15].map(|length| (format!("{length} bytes"), length));
+    let table = [0, 1, 4, 7, 9, 11, 13, 15].map(|length| (format!("{length} bytes"), length));
     cases("w77 lengths", table, |length: usize| {
         let mut client = stage.client(EXT);
         let payload = vec![0; length];

@@ -316,3 +316,40 @@ fn w14_names_are_bytes_to_look_up_and_never_paths_or_patterns() {
     assert!(!server.log().contains('\x1b'), "{:?}", server.log());
     server.stop();
 }
+
+/// qemu-nbd --list asks for the list, and then two or three things about each export, all on one
+/// connection. A fixed number of options cut it off at the thirty-second export.
+#[test]
+fn w11_a_client_may_ask_about_every_one_of_many_exports() {
+    use crate::client::handshake::Handshake;
+    use crate::client::line::Line;
+    const EXPORTS: usize = 60;
+    let dir = tempdir().expect("a directory");
+    let image = |n: usize| dir.path().join(format!("{n}.img"));
+    let name = |n: usize| format!("export-{n}");
+    init_raw(&image(0), "1Mi");
+    let mut serve = Serve::raw(&name(0), &image(0));
+    for n in 1..EXPORTS {
+        std::fs::copy(image(0), image(n)).expect("a copy");
+        serve = serve.and_raw(&name(n), &image(n));
+    }
+    let server = serve.unix(&dir.path().join("sock")).start();
+    let line = Line::unix(&server).expect("accepted");
+    let mut handshake = Handshake::begin(line).expect("a greeting");
+    handshake.agree(OPT_STRUCTURED_REPLY, b"").expect("agreed");
+    let listed = handshake.agree(OPT_LIST, b"").expect("a list");
+    assert_eq!(listed.len(), EXPORTS);
+    for n in 0..EXPORTS {
+        let name = name(n);
+        let info = info_query(name.as_bytes(), &[INFO_NAME, INFO_BLOCK_SIZE]);
+        handshake.agree(OPT_INFO, &info).expect("infos");
+        for query in [&[][..], &[&b"qemu:"[..]]] {
+            let query = meta_query(name.as_bytes(), query);
+            handshake
+                .agree(OPT_LIST_META_CONTEXT, &query)
+                .expect("contexts");
+        }
+    }
+    assert_eq!(handshake.ask(OPT_ABORT, b"").expect("a reply"), REP_ACK);
+    server.stop();
+}

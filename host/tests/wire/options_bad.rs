@@ -5,7 +5,7 @@ use crate::client::{
     Framing, BLOCK_STATUS, EINVAL, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO,
     OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_PEEK_EXPORT, OPT_SET_META_CONTEXT, OPT_STARTTLS,
     OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_POLICY,
-    REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_META_CONTEXT,
+    REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_META_CONTEXT,
 };
 use crate::server::init_raw;
 use crate::stage::{cases, Stage};
@@ -344,6 +344,7 @@ fn w35_a_set_that_fails_clears_the_earlier_choice() {
         ),
         ("no queries", (meta_query(b"disk", &[]), REP_ACK)),
         ("unknown queries", (meta_query(b"disk", &[b"x:y"]), REP_ACK)),
+        ("too big", (vec![0; 300 << 10], REP_ERR_TOO_BIG)),
     ];
     cases("w35 clears", table, |(second, expected)| {
         let mut handshake = stage.handshake();
