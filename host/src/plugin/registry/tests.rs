@@ -114,7 +114,8 @@ fn an_unknown_scheme_names_the_known_ones_and_where_it_looked() {
         origin: Origin::Option,
     }];
     let error = registry.get("z\n").unwrap_err();
-    let expected = r#"no plugin serves "z\\n"; known: x, y; searched: /a; --plugin-dir names another place"#;
+    let expected =
+        r#"no plugin serves "z\\n"; known: x, y; searched: /a; --plugin-dir names another place"#;
     assert_eq!(
         (error.kind, error.message.as_str()),
         (Kind::Unsupported, expected)
