@@ -35,6 +35,11 @@ impl Chain {
         Ok(backend.into())
     }
 
+    /// The outermost backend, with every operation there is.
+    pub fn outermost(&self) -> &Next {
+        &self.0
+    }
+
     /// Opens one object to read and write inside it.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! look like libraries. Whatever a file is, it costs one line, never the process.
 
 mod broken;
+mod chain;
 mod interface;
 mod panics;
 mod places;

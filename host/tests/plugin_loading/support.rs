@@ -46,6 +46,7 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
             "panics-in-root",
             "panics-in-describe",
             "another-project",
+            "logging",
         ];
         let packages = names.map(|name| format!("fixture-{name}"));
         let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
