@@ -3,7 +3,7 @@
 //! ```text
 //! cargo xtask demo [--release] [serve options]   make a file volume and serve it
 //! cargo xtask test [cargo test options]          build everything, run every test
-//! cargo xtask install --prefix DIR               install the host and its plugins
+//! cargo xtask install [--debug] --prefix DIR     install the host and its plugins
 //! cargo xtask check                              formatting, lints, documentation
 //! ```
 
@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 
 const USAGE: &str = "usage: cargo xtask demo [--release] [SERVE OPTIONS]
        cargo xtask test [CARGO TEST OPTIONS]
-       cargo xtask install --prefix DIR
+       cargo xtask install [--debug] --prefix DIR
        cargo xtask check";
 
 /// What a chore ends with: an error is one line for a person.
@@ -155,14 +155,13 @@ fn check() -> Outcome {
 }
 
 fn install(words: &[OsString]) -> Outcome {
-    let [flag, prefix] = words else {
-        return Err(USAGE.to_owned());
+    let (release, prefix) = match words {
+        [flag, prefix] if flag == "--prefix" => (true, prefix),
+        [debug, flag, prefix] if debug == "--debug" && flag == "--prefix" => (false, prefix),
+        _ => return Err(USAGE.to_owned()),
     };
-    if flag != "--prefix" {
-        return Err(USAGE.to_owned());
-    }
     let prefix = std::path::absolute(prefix).map_err(failed("the prefix"))?;
-    let built = build(true)?;
+    let built = build(release)?;
     install_file(&built.join("nbd-rs"), &prefix.join("bin"))?;
     for plugin in plugins()? {
         let library = built.join(format!("libnbd_rs_{plugin}.so"));
