@@ -5,7 +5,10 @@
 //! cargo xtask test [cargo test options]          build everything, run every test
 //! cargo xtask install [--debug] --prefix DIR     install the host and its plugins
 //! cargo xtask check                              formatting, lints, documentation
+//! cargo xtask fuzz [TARGET] [--seconds N]        feed the decoders and whole sessions with rubbish
 //! ```
+
+mod fuzz;
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,10 +21,11 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "usage: cargo xtask demo [--release] [SERVE OPTIONS]
        cargo xtask test [CARGO TEST OPTIONS]
        cargo xtask install [--debug] --prefix DIR
-       cargo xtask check";
+       cargo xtask check
+       cargo xtask fuzz [wire | session] [--seconds N]";
 
 /// What a chore ends with: an error is one line for a person.
-type Outcome = Result<(), String>;
+pub(crate) type Outcome = Result<(), String>;
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
         Some("test") => test(&words),
         Some("install") => install(&words),
         Some("check") => check(),
+        Some("fuzz") => fuzz::fuzz(&words),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {
@@ -44,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 /// The workspace's root.
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }
@@ -57,13 +62,13 @@ fn target() -> PathBuf {
     }
 }
 
-fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
-fn run(command: &mut Command) -> Outcome {
+pub(crate) fn run(command: &mut Command) -> Outcome {
     let shown = format!("{command:?}");
     match command.status() {
         Ok(status) if status.success() => Ok(()),
@@ -89,7 +94,7 @@ fn plugins() -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-fn failed(doing: &str) -> impl Fn(io::Error) -> String + '_ {
+pub(crate) fn failed(doing: &str) -> impl Fn(io::Error) -> String + '_ {
     move |error| format!("{doing}: {error}")
 }
 

@@ -2,8 +2,10 @@
 
 pub mod range_lock;
 
+use std::future::poll_fn;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use nbd_rs_plugin::{
     Body, Capabilities, CapabilityFlags, Data, Extent, Mapped, Piece, ReadFlags, Result, ZeroFlags,
@@ -57,8 +59,10 @@ pub enum Change {
 
 /// Whoever asked for a change.
 pub trait Requester: Send + Sync {
-    /// Whether the connection is known to be dead, asked right before a change starts.
-    fn is_gone(&self) -> bool;
+    /// Whether the connection is dead, asked right before a change starts, while its range is
+    /// held. Pending as long as that is being found out: a client that hung up may have said
+    /// before that it leaves.
+    fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<bool>;
 }
 
 /// Reaches the locks through the export that owns them.
@@ -218,16 +222,18 @@ impl Export {
             let waiting = RangeLock::lock(Locks(self.clone()), range, true);
             let (export, by) = (self.clone(), by.clone());
             return Answer::later(async move {
-                let _guard = waiting.await;
-                if by.is_gone() {
-                    return Ok(Change::Dropped);
-                }
-                let answer = start(&*export.layout);
-                answer.wait().await.map(|()| Change::Made)
+                let guard = waiting.await;
+                export.change_held(guard, &*by, start).await
             });
         };
-        if by.is_gone() {
-            return Answer::Ready(Ok(Change::Dropped));
+        match by.poll_gone(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(true) => return Answer::Ready(Ok(Change::Dropped)),
+            Poll::Ready(false) => {}
+            Poll::Pending => {
+                let guard = guard.into_owned(Locks(self.clone()));
+                let (export, by) = (self.clone(), by.clone());
+                return Answer::later(async move { export.change_held(guard, &*by, start).await });
+            }
         }
         match start(&*self.layout) {
             Answer::Ready(result) => Answer::Ready(result.map(|()| Change::Made)),
@@ -236,6 +242,23 @@ impl Export {
                 Answer::later(async move { later.wait().await.map(|()| Change::Made) })
             }
         }
+    }
+
+    /// Makes a change whose range is held, unless its requester turns out to be gone.
+    async fn change_held<F>(
+        &self,
+        _guard: RangeGuard<Locks>,
+        by: &dyn Requester,
+        start: F,
+    ) -> Result<Change>
+    where
+        F: FnOnce(&dyn Layout) -> Answer<()>,
+    {
+        if poll_fn(|cx| by.poll_gone(cx)).await {
+            return Ok(Change::Dropped);
+        }
+        let answer = start(&*self.layout);
+        answer.wait().await.map(|()| Change::Made)
     }
 
     async fn lock(self: &Arc<Self>, range: Range<u64>, exclusive: bool) -> RangeGuard<Locks> {
@@ -313,11 +336,28 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[derive(Default)]
-    struct Client(AtomicBool);
+    struct Client {
+        gone: AtomicBool,
+        unknown: AtomicBool,
+    }
+
+    impl Client {
+        fn set_gone(&self) {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+
+        fn set_unknown(&self, unknown: bool) {
+            self.unknown.store(unknown, Ordering::Relaxed);
+        }
+    }
 
     impl Requester for Client {
-        fn is_gone(&self) -> bool {
-            self.0.load(Ordering::Relaxed)
+        fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<bool> {
+            if self.unknown.load(Ordering::Relaxed) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(self.gone.load(Ordering::Relaxed))
         }
     }
 
@@ -348,7 +388,8 @@ mod tests {
     #[test]
     fn c03_a_change_whose_client_is_gone_before_it_starts_never_happens() {
         let (export, faults) = export();
-        let gone = Arc::new(Client(AtomicBool::new(true)));
+        let gone = Arc::new(Client::default());
+        gone.set_gone();
         let answer = block_on(export.write(0, body(1, 512), false, &gone).wait());
         assert_eq!(answer.unwrap(), Change::Dropped);
         // The same for one that had to wait for another.
@@ -356,7 +397,7 @@ mod tests {
         let (first, second) = (Arc::new(Client::default()), Arc::new(Client::default()));
         let slow = export.write(0, body(2, 512), false, &first).wait();
         let queued = export.write(256, body(3, 512), false, &second).wait();
-        second.0.store(true, Ordering::Relaxed);
+        second.set_gone();
         assert_eq!(block_on(slow).unwrap(), Change::Made);
         assert_eq!(block_on(queued).unwrap(), Change::Dropped);
         assert_eq!(read(&export, 0, 768), [vec![2; 512], vec![0; 256]].concat());
@@ -380,6 +421,36 @@ mod tests {
             read(&export, 0, 1024),
             [vec![1; 512], vec![0; 512]].concat()
         );
+    }
+
+    /// Found by fuzzing: a client wrote twice to one place, said goodbye and hung up. The first
+    /// write had come to its turn before the goodbye was read, gave the turn back to look for it,
+    /// and was made behind the second.
+    #[test]
+    fn c03_a_change_keeps_its_turn_while_its_clients_fate_is_found_out() {
+        let (export, faults) = export();
+        faults.slow.store(true, Ordering::Relaxed);
+        let (other, client) = (Arc::new(Client::default()), Arc::new(Client::default()));
+        let before = export.write(0, body(1, 512), false, &other).wait();
+        let mut first = Box::pin(export.write(0, body(2, 512), false, &client).wait());
+        let mut second = Box::pin(export.zero(0, 256, ZeroFlags::NONE, &client).wait());
+        client.set_unknown(true);
+        block_on(before).unwrap();
+        assert!((&mut first).now_or_never().is_none());
+        assert!((&mut second).now_or_never().is_none());
+        // One that finds its range free waits as well, and keeps others out.
+        let mut third = Box::pin(export.write(4096, body(3, 512), false, &client).wait());
+        assert!((&mut third).now_or_never().is_none());
+        let mut fourth = Box::pin(export.write(4096, body(4, 256), false, &other).wait());
+        assert!((&mut fourth).now_or_never().is_none());
+        client.set_unknown(false);
+        let all = futures_util::future::join4(fourth, third, second, first);
+        let (fourth, third, second, first) = block_on(all);
+        for made in [first, second, third, fourth] {
+            assert_eq!(made.unwrap(), Change::Made);
+        }
+        assert_eq!(read(&export, 0, 512), [[0; 256], [2; 256]].concat());
+        assert_eq!(read(&export, 4096, 512), [[4; 256], [3; 256]].concat());
     }
 
     #[test]

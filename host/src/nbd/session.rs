@@ -44,13 +44,11 @@ pub enum Outcome {
     Extents(Result<Vec<Extent>>),
 }
 
-/// A request that waits, with what is needed to answer it, or to start it again.
+/// A request that has come to its end.
 #[derive(Debug)]
 pub struct Finished {
     /// The request.
     pub request: Request,
-    /// Its payload.
-    pub payload: Option<Bytes>,
     /// What it came to.
     pub outcome: Outcome,
 }
@@ -65,7 +63,7 @@ pub enum Started {
     /// It waits.
     Waits(InFlight),
     /// It was not carried out, since its connection is dead.
-    Dropped(Request, Option<Bytes>),
+    Dropped(Request),
 }
 
 impl<R: Requester + 'static> Session<R> {
@@ -118,10 +116,10 @@ impl<R: Requester + 'static> Session<R> {
             cmd::READ => self.read(request, replies),
             cmd::WRITE => self.write(request, payload, replies),
             cmd::TRIM | cmd::WRITE_ZEROES => self.zero(request, replies),
-            cmd::FLUSH => self.settle(request, None, self.export.flush(), Outcome::Done, replies),
+            cmd::FLUSH => self.settle(request, self.export.flush(), Outcome::Done, replies),
             cmd::CACHE => {
                 let answer = self.export.prefetch(request.offset, request.length);
-                self.settle(request, None, answer, Outcome::Done, replies)
+                self.settle(request, answer, Outcome::Done, replies)
             }
             cmd::BLOCK_STATUS => self.block_status(request, payload, replies),
             _ => {
@@ -146,11 +144,11 @@ impl<R: Requester + 'static> Session<R> {
                 return Started::Answered;
             }
         };
-        self.settle(request, None, answer, Outcome::Read, replies)
+        self.settle(request, answer, Outcome::Read, replies)
     }
 
     fn write(&self, request: Request, payload: Option<Bytes>, replies: &mut ReplyQueue) -> Started {
-        let Some(bytes) = payload.clone() else {
+        let Some(bytes) = payload else {
             let refusal = Refusal(Errno::Inval, "a write without its payload");
             self.refuse(&request, refusal, replies);
             return Started::Answered;
@@ -160,7 +158,7 @@ impl<R: Requester + 'static> Session<R> {
         let answer = self
             .export
             .write(request.offset, body, fua, &self.requester);
-        self.settle(request, payload, answer, Outcome::Change, replies)
+        self.settle(request, answer, Outcome::Change, replies)
     }
 
     fn zero(&self, request: Request, replies: &mut ReplyQueue) -> Started {
@@ -179,7 +177,7 @@ impl<R: Requester + 'static> Session<R> {
         }
         let Request { offset, length, .. } = request;
         let answer = self.export.zero(offset, length, flags, &self.requester);
-        self.settle(request, None, answer, Outcome::Change, replies)
+        self.settle(request, answer, Outcome::Change, replies)
     }
 
     /// The effect length stands in the header or in the payload; so may the context.
@@ -209,14 +207,13 @@ impl<R: Requester + 'static> Session<R> {
             false => MAX_EXTENTS,
         };
         let answer = self.export.extents(request.offset, request.length, limit);
-        self.settle(request, None, answer, Outcome::Extents, replies)
+        self.settle(request, answer, Outcome::Extents, replies)
     }
 
     /// Answers now what is ready now.
     fn settle<T: Send + 'static>(
         &self,
         request: Request,
-        payload: Option<Bytes>,
         answer: Answer<T>,
         outcome: fn(Result<T>) -> Outcome,
         replies: &mut ReplyQueue,
@@ -225,7 +222,6 @@ impl<R: Requester + 'static> Session<R> {
             Answer::Ready(result) => self.finish(
                 Finished {
                     request,
-                    payload,
                     outcome: outcome(result),
                 },
                 replies,
@@ -233,7 +229,6 @@ impl<R: Requester + 'static> Session<R> {
             Answer::Later(later) => Started::Waits(Box::pin(async move {
                 Finished {
                     request,
-                    payload,
                     outcome: outcome(later.await),
                 }
             })),
@@ -242,11 +237,7 @@ impl<R: Requester + 'static> Session<R> {
 
     /// Answers a request that has come to its end.
     pub fn finish(&self, finished: Finished, replies: &mut ReplyQueue) -> Started {
-        let Finished {
-            request,
-            payload,
-            outcome,
-        } = finished;
+        let Finished { request, outcome } = finished;
         let to = self.reply_to(&request);
         let failed = match outcome {
             Outcome::Read(Ok(data)) => {
@@ -257,7 +248,7 @@ impl<R: Requester + 'static> Session<R> {
                 replies.chunk(self.extents_chunk(&request, &extents));
                 None
             }
-            Outcome::Change(Ok(Change::Dropped)) => return Started::Dropped(request, payload),
+            Outcome::Change(Ok(Change::Dropped)) => return Started::Dropped(request),
             Outcome::Change(Ok(Change::Made)) | Outcome::Done(Ok(())) => {
                 replies.success(to);
                 None

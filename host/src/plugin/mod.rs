@@ -33,3 +33,12 @@ pub use error::LoadError;
 pub use host_table::start;
 pub use registry::{Plugin, Refused, Registry, Shadowed};
 pub use search::{Origin, Places, PluginDir, SearchPath};
+
+/// Whether these bytes are a whole library for this machine that exports the plugin interface:
+/// what is asked of a file before the system's loader may see it.
+///
+/// # Errors
+/// Why they are not.
+pub fn check_library(bytes: &[u8]) -> Result<(), LoadError> {
+    elf::check(bytes)
+}

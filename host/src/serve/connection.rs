@@ -366,30 +366,17 @@ impl<'s> Connection<'s> {
         Ok(())
     }
 
-    fn follow(&mut self, mut started: Started, bytes: u64) {
-        loop {
-            match started {
-                Started::Answered => {
-                    self.unsent_bytes += bytes;
-                    return;
-                }
-                Started::Waits(future) => {
-                    self.in_flight.push(Counted { future, bytes });
-                    return;
-                }
-                Started::Dropped(request, payload) => {
-                    self.settle_fate();
-                    if self.link.fate() != Fate::Orderly {
-                        tracing::debug!(
-                            offset = request.offset,
-                            length = request.length,
-                            "dropped a change of a client that is gone"
-                        );
-                        self.account.release(bytes);
-                        return;
-                    }
-                    started = self.session.start(request, payload, &mut self.replies);
-                }
+    fn follow(&mut self, started: Started, bytes: u64) {
+        match started {
+            Started::Answered => self.unsent_bytes += bytes,
+            Started::Waits(future) => self.in_flight.push(Counted { future, bytes }),
+            Started::Dropped(request) => {
+                tracing::debug!(
+                    offset = request.offset,
+                    length = request.length,
+                    "dropped a change of a client that is gone"
+                );
+                self.account.release(bytes);
             }
         }
     }
@@ -401,11 +388,17 @@ impl<'s> Connection<'s> {
         }
         let waker = std::task::Waker::from(self.link.waker().clone());
         let mut cx = Context::from_waker(&waker);
-        while let Poll::Ready(Some((finished, bytes))) =
-            Pin::new(&mut self.in_flight).poll_next(&mut cx)
-        {
-            let started = self.session.finish(finished, &mut self.replies);
-            self.follow(started, bytes);
+        loop {
+            while let Poll::Ready(Some((finished, bytes))) =
+                Pin::new(&mut self.in_flight).poll_next(&mut cx)
+            {
+                let started = self.session.finish(finished, &mut self.replies);
+                self.follow(started, bytes);
+            }
+            if !self.link.is_fate_asked() {
+                return;
+            }
+            self.settle_fate();
         }
     }
 
@@ -546,9 +539,6 @@ impl<'s> Connection<'s> {
 
     /// The client hung up: whether it said so is in what it left behind, which is read here.
     fn settle_fate(&mut self) {
-        if self.link.fate() != Fate::Unknown {
-            return;
-        }
         let buffer = self
             .buffer
             .get_or_insert_with(|| RecvBuffer::new(RECV_BYTES));

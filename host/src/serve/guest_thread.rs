@@ -16,11 +16,11 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Virtual memory of a thread's stack, in bytes; what is not used is not there.
 const STACK_BYTES: usize = 512 << 10;
 
-/// Starts the thread of a client that was just accepted.
+/// Starts the thread of a client that was just accepted; `peer` is its name in the log.
 ///
 /// # Errors
 /// When there are no more threads or file descriptors.
-pub(super) fn spawn(socket: OwnedFd, peer: String, shared: &Arc<Shared>) -> io::Result<()> {
+pub fn spawn(socket: OwnedFd, peer: String, shared: &Arc<Shared>) -> io::Result<()> {
     let link = Arc::new(Link::new(socket)?);
     let Some(guest) = shared.enter(link.waker().clone()) else {
         tracing::warn!("{peer}: turned away, too many connections");

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
@@ -32,8 +34,10 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub(super) struct Link {
     socket: OwnedFd,
-    waker: std::sync::Arc<Waker>,
+    waker: Arc<Waker>,
     fate: AtomicU8,
+    /// Changes that wait to hear of the fate of a client that hung up.
+    asking: Mutex<Vec<task::Waker>>,
 }
 
 /// What a wait ended with.
@@ -53,13 +57,14 @@ impl Link {
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             socket,
-            waker: std::sync::Arc::new(Waker::new()?),
+            waker: Arc::new(Waker::new()?),
             fate: AtomicU8::new(UNKNOWN),
+            asking: Mutex::default(),
         })
     }
 
     /// The waker of the connection's thread.
-    pub(super) fn waker(&self) -> &std::sync::Arc<Waker> {
+    pub(super) fn waker(&self) -> &Arc<Waker> {
         &self.waker
     }
 
@@ -82,6 +87,17 @@ impl Link {
         let _ = self
             .fate
             .compare_exchange(UNKNOWN, fate, Ordering::AcqRel, Ordering::Acquire);
+        let asking = std::mem::take(&mut *self.asking());
+        asking.into_iter().for_each(task::Waker::wake);
+    }
+
+    fn asking(&self) -> MutexGuard<'_, Vec<task::Waker>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether changes wait until the fate is settled.
+    pub(super) fn is_fate_asked(&self) -> bool {
+        self.fate() == Fate::Unknown && !self.asking().is_empty()
     }
 
     /// Whether the other end is shut, in at least its sending direction.
@@ -185,10 +201,13 @@ impl Link {
 }
 
 impl Requester for Link {
-    fn is_gone(&self) -> bool {
+    fn poll_gone(&self, cx: &mut task::Context<'_>) -> Poll<bool> {
         match self.fate() {
-            Fate::Unknown => self.hung_up(),
-            fate => fate == Fate::Dead,
+            Fate::Unknown if self.hung_up() => {
+                self.asking().push(cx.waker().clone());
+                Poll::Pending
+            }
+            fate => Poll::Ready(fate == Fate::Dead),
         }
     }
 }

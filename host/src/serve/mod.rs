@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::error::{Error, Kind, Result};
 use crate::nbd::options::Exports;
 use crate::runtime;
+pub use guest_thread::spawn as admit;
 use listen::Listener;
 use shared::{Limits, Shared};
 use wake::Waker;

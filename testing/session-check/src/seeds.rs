@@ -1,0 +1,192 @@
+//! What the fuzzer starts from, for each target: a few inputs that reach far. They lie in
+//! `fuzz/seeds`; `cargo run -p session-check --example write-seeds` writes them there again.
+
+use crate::decoders::{Decoder, DECODERS};
+use crate::program::{Opening, OptionStep, Program, RequestStep, Step};
+
+/// A target of the fuzzer with its seeds, by name.
+pub type Seeds = (&'static str, Vec<(String, Vec<u8>)>);
+
+/// All seeds.
+pub fn all() -> [Seeds; 2] {
+    [("session", sessions()), ("wire", decoders())]
+}
+
+const READ: u8 = 0;
+const WRITE: u8 = 1;
+const DISC: u8 = 2;
+const FLUSH: u8 = 3;
+const BLOCK_STATUS: u8 = 7;
+
+/// A request in units of 512 bytes.
+fn request(command: u8, flags: u8, offset: u16, length: u16) -> Step {
+    Step::Request(RequestStep {
+        command,
+        flags,
+        offset_kind: 0,
+        offset,
+        length_kind: 0,
+        length,
+        payload: 7,
+    })
+}
+
+fn option(option: u8, name: u8, list: u8) -> Step {
+    Step::Option(OptionStep {
+        option,
+        name,
+        list,
+        lie: 0,
+        extra: 0,
+    })
+}
+
+/// Each command, with and without flags, and a write that is longer than a connection's buffer.
+fn every_command() -> Vec<Step> {
+    let commands = (READ..=BLOCK_STATUS).filter(|command| *command != DISC);
+    let twice = |command: u8| {
+        let length = if command == FLUSH { 0 } else { 16 };
+        let fua = request(command, 1, length, length);
+        [request(command, 0, 0, length), fua]
+    };
+    let mut steps: Vec<Step> = commands.flat_map(twice).collect();
+    steps.extend([
+        request(WRITE, 0, 0, 600),
+        request(READ, 0, 0, 640),
+        request(READ, 4, 390, 200),
+        request(6, 2 | 16, 4, 4),
+        request(BLOCK_STATUS, 8, 0, 640),
+        request(READ, 0, 10, 8),
+        Step::Repeat(80),
+        request(DISC, 0, 0, 0),
+    ]);
+    steps
+}
+
+/// At the end, beyond it, and round about 2^64, in bytes.
+fn edges() -> Vec<Step> {
+    let mut steps = Vec::new();
+    for command in [READ, WRITE, 4, 6, BLOCK_STATUS] {
+        for (offset_kind, offset, length) in [
+            (2, 512, 512),
+            (2, 511, 512),
+            (3, 0, 1),
+            (3, 511, 512),
+            (2, 0, 0),
+        ] {
+            steps.push(Step::Request(RequestStep {
+                command,
+                flags: 0,
+                offset_kind,
+                offset,
+                length_kind: 1,
+                length,
+                payload: 3,
+            }));
+        }
+    }
+    steps
+}
+
+fn program(opening: Opening, steps: Vec<Step>) -> Program {
+    Program {
+        opening,
+        hangs_up: false,
+        slow: false,
+        failing_reads: false,
+        failing_syncs: 0,
+        steps,
+    }
+}
+
+fn sessions() -> Vec<(String, Vec<u8>)> {
+    let mut seeds = Vec::new();
+    let mut add = |name: &str, program: Program| seeds.push((name.to_owned(), program.encode()));
+    let openings = [
+        ("simple", Opening::Simple),
+        ("structured", Opening::StructuredWithContext),
+        ("extended", Opening::ExtendedWithContext),
+        ("old", Opening::Old),
+    ];
+    for (name, opening) in openings {
+        add(
+            &format!("{name}-commands"),
+            program(opening, every_command()),
+        );
+        let mut slow = program(opening, every_command());
+        (slow.slow, slow.failing_syncs) = (true, 1);
+        add(&format!("{name}-slow"), slow);
+        add(&format!("{name}-edges"), program(opening, edges()));
+    }
+    let every_option = (0..12).filter(|index| !matches!(index, 0 | 1 | 5));
+    let mut steps: Vec<Step> = every_option.map(|index| option(index, 1, 0xff)).collect();
+    steps.extend([
+        option(5, 2, 0x0f),
+        request(READ, 0, 0, 8),
+        request(WRITE, 0, 0, 8),
+    ]);
+    add("options-frozen", program(Opening::Flags, steps));
+    add(
+        "abort",
+        program(
+            Opening::FlagsWithZeroes,
+            vec![option(5, 3, 0), option(1, 0, 0)],
+        ),
+    );
+    add(
+        "http",
+        program(
+            Opening::Bare,
+            vec![Step::Raw(b"GET / HTTP/1.1\r\n\r\n".to_vec())],
+        ),
+    );
+    let mut failing = program(Opening::Structured, every_command());
+    (failing.failing_reads, failing.hangs_up) = (true, true);
+    add("failing-reads-hang-up", failing);
+    let contexts = vec![
+        request(BLOCK_STATUS, 32, 0, 1),
+        request(BLOCK_STATUS, 32 | 8, 8, 600),
+    ];
+    add(
+        "extended-status-payload",
+        program(Opening::ExtendedWithContext, contexts),
+    );
+    seeds
+}
+
+fn decoders() -> Vec<(String, Vec<u8>)> {
+    let mut seeds = Vec::new();
+    let mut add = |name: &str, decoder: Decoder, bytes: &[u8]| {
+        let index = DECODERS.iter().position(|known| *known == decoder);
+        seeds.push((
+            name.to_owned(),
+            [&[index.unwrap_or(0) as u8], bytes].concat(),
+        ));
+    };
+    let compact = *b"\x25\x60\x95\x13\0\x01\0\x01cookie..\0\0\0\0\0\0\x10\0\0\0\x02\0";
+    add("compact-request", Decoder::Headers, &compact);
+    let extended = *b"\x21\xe4\x1c\x71\0\x21\0\x01cookie..\0\0\0\0\0\0\x10\0\0\0\0\x01\0\0\0\0";
+    add("extended-request", Decoder::Headers, &extended);
+    add("option", Decoder::Headers, b"IHAVEOPT\0\0\0\x07\0\0\0\x06");
+    add("go", Decoder::Info, b"\0\0\0\x04disk\0\x02\0\x03\0\x01");
+    let contexts = b"\0\0\0\x04disk\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\x05base:";
+    add("contexts", Decoder::MetaContext, contexts);
+    add(
+        "status",
+        Decoder::BlockStatus,
+        b"\0\0\0\0\0\x10\0\0\0\0\0\x01",
+    );
+    let url =
+        b"cache+retry+s3://k:s%2Fecret@h:9000/bucket/p/?cache.size=1GiB&secret_key=0123456789";
+    add("chain", Decoder::Location, url);
+    add(
+        "colons",
+        Decoder::Location,
+        b"cache:retry:file:/a%20b?retry.token=abcdefghij",
+    );
+    add("size", Decoder::Values, b"1.5Ti");
+    add("duration", Decoder::Values, b"250ms");
+    // x86_64; on other machines it stops at the second look.
+    add("library", Decoder::Library, &crate::elf::library(62));
+    seeds
+}
