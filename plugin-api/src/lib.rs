@@ -77,6 +77,8 @@
 pub mod abi;
 mod backend;
 mod bytes;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod export;
 mod host;

@@ -3,11 +3,19 @@
 
 pub mod backend;
 pub mod config;
+pub mod delete;
+pub mod directory;
+pub mod gate;
 pub mod io;
+pub mod list;
 pub mod lock;
 pub mod mapping;
+pub mod names;
 pub mod object;
+pub mod put;
+pub mod root;
 pub mod single;
+pub mod temporary;
 
 use nbd_rs_plugin::{export_plugin, Description, Host, OpenRequest, OptionKind, OptionSpec};
 

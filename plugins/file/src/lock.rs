@@ -65,7 +65,24 @@ pub fn acquire(file: &File, path: &Path, writable: bool) -> Result<()> {
     Ok(())
 }
 
-fn is_unsupported(error: &io::Error) -> bool {
+/// Gives the locks back.
+///
+/// # Errors
+/// What the system says.
+pub fn release(file: &File) -> io::Result<()> {
+    let all = libc::flock {
+        l_len: 0,
+        ..byte_lock(libc::F_UNLCK, 0)
+    };
+    // SAFETY: as in `set`.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &all) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether the file system has no such locks.
+pub fn is_unsupported(error: &io::Error) -> bool {
     let errno = error.raw_os_error();
     [libc::ENOLCK, libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS]
         .map(Some)

@@ -13,8 +13,8 @@ use nbd_rs_plugin::{
 };
 use rustix::fs::{fadvise, seek, Advice, SeekFrom};
 
-use crate::io;
 use crate::mapping::Mapping;
+use crate::{io, lock};
 
 /// Reads from this size on are lent, and looked at for holes, in bytes.
 const LARGE_READ_BYTES: u64 = 64 << 10;
@@ -330,5 +330,15 @@ impl Object for FileObject {
 
     async fn sync(&self) -> Result<()> {
         self.blocking(|inner| io::sync(&inner.file)).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.blocking(|inner| match lock::release(&inner.file) {
+            Err(error) if !lock::is_unsupported(&error) => {
+                Err(Error::os(&error, "giving back the lock of the image"))
+            }
+            _ => Ok(()),
+        })
+        .await
     }
 }

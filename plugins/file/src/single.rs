@@ -1,12 +1,16 @@
 //! One file that is the object: opened, made, cut, removed.
 
 use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nbd_rs_plugin::{Error, Kind, ObjectFlags, ObjectMode, Result};
+use nbd_rs_plugin::{
+    Error, GetFlags, Got, Host, Kind, Meta, ObjectFlags, ObjectMode, Range, Result,
+};
+use rustix::fs::Stat;
 
-use crate::lock;
+use crate::{directory, lock};
 
 /// Opens the file at `path` as `mode` says; `make_dirs` for missing directories.
 ///
@@ -27,9 +31,20 @@ pub fn open(path: &Path, mode: ObjectMode, make_dirs: bool) -> Result<File> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     options.read(true).write(writable).custom_flags(flags);
     let file = options.open(path).map_err(failed)?;
-    check_kind(&file, path)?;
+    prepare(&file, path, mode)?;
+    Ok(file)
+}
+
+/// Does with an opened file what `mode` asks for besides opening.
+///
+/// # Errors
+/// As [`open`].
+pub fn prepare(file: &File, path: &Path, mode: ObjectMode) -> Result<()> {
+    let has = |flag| mode.flags.has(flag);
+    let failed = |error: std::io::Error| Error::os(&error, path.display());
+    check_kind(file, path)?;
     if has(ObjectFlags::LOCK) {
-        lock::acquire(&file, path, writable)?;
+        lock::acquire(file, path, has(ObjectFlags::WRITE))?;
     }
     if has(ObjectFlags::TRUNCATE) {
         if !file.metadata().map_err(failed)?.is_file() {
@@ -45,7 +60,35 @@ pub fn open(path: &Path, mode: ObjectMode, make_dirs: bool) -> Result<File> {
             .map_err(failed)?;
         file.sync_all().map_err(failed)?;
     }
-    Ok(file)
+    Ok(())
+}
+
+/// Reads a part of the file.
+///
+/// # Errors
+/// See [`nbd_rs_plugin::Backend::get`].
+pub fn get(host: Host, path: &Path, range: Range, flags: GetFlags) -> Result<Got> {
+    let file = open(path, ObjectMode::new(ObjectFlags::NONE), false)?;
+    let stat = stat(&file, path)?;
+    directory::read(host, &file, "", &stat, range, flags)
+        .map_err(|error| error.context(path.display()))
+}
+
+/// Size and ETag of the file.
+///
+/// # Errors
+/// See [`nbd_rs_plugin::Backend::head`].
+pub fn head(path: &Path) -> Result<Meta> {
+    let file = open(path, ObjectMode::new(ObjectFlags::NONE), false)?;
+    Ok(directory::meta("", &stat(&file, path)?))
+}
+
+/// What the kernel knows of the file, with the size that a block device has.
+fn stat(mut file: &File, path: &Path) -> Result<Stat> {
+    let failed = |error: std::io::Error| Error::os(&error, path.display());
+    let mut stat = rustix::fs::fstat(file).map_err(|error| failed(error.into()))?;
+    stat.st_size = file.seek(SeekFrom::End(0)).map_err(failed)? as i64;
+    Ok(stat)
 }
 
 fn failed(error: &std::io::Error, path: &Path) -> Error {

@@ -1,0 +1,66 @@
+//! What every backend must show, shown by this one: on a directory of objects, and on one file.
+
+use std::path::Path;
+
+use nbd_rs_file::backend::FileBackend;
+use nbd_rs_plugin::conformance::host::{block_on, host};
+use nbd_rs_plugin::conformance::{run, Options, Outcome, Report};
+use nbd_rs_plugin::{export_backend, Next, OpenFlags, OpenRequest};
+
+fn open(path: &Path, flags: OpenFlags) -> Next {
+    let request = OpenRequest {
+        scheme: "file".into(),
+        target: path.to_str().expect("a path in UTF-8").into(),
+        options: Vec::new().into(),
+        flags,
+        inner: None.into(),
+        reserved: [0; 4],
+    };
+    let opened = block_on(FileBackend::open(host(), request));
+    Next::from(export_backend(opened.expect("the store opens")))
+}
+
+fn seed() -> u64 {
+    let given = std::env::var("NBD_RS_TEST_SEED");
+    given.map_or(1, |text| text.parse().expect("a number"))
+}
+
+/// Nothing failed, and nothing was left out but what is meant to be.
+fn assert_conforms(report: &Report, skipped: &[&str]) {
+    assert!(report.passed(), "{report}");
+    let left_out: Vec<&str> = report
+        .checks
+        .iter()
+        .filter(|check| matches!(check.outcome, Outcome::Skipped(_)))
+        .map(|check| check.name)
+        .collect();
+    if skipped != ["by name"] {
+        assert_eq!(left_out, skipped, "{report}");
+    }
+    println!("{report}");
+}
+
+#[test]
+fn a_directory_of_objects_conforms() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path().join("made/for/it");
+    let next = open(&root, OpenFlags::WRITE | OpenFlags::CREATE);
+    let report = block_on(run(next.clone(), &Options::named("conformance/", seed())));
+    assert_conforms(&report, &[]);
+    block_on(next.close()).expect("close");
+    let left: Vec<_> = std::fs::read_dir(&root).expect("the root").collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn one_file_conforms() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("image");
+    let next = open(
+        &path,
+        OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::SINGLE_OBJECT,
+    );
+    let report = block_on(run(next, &Options::single(seed())));
+    assert_conforms(&report, &["by name"]);
+    assert_eq!(report.passes(), 6, "{report}");
+}
