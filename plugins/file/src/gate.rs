@@ -66,11 +66,21 @@ impl Gate {
     /// [`Kind::Timeout`] after 30 seconds.
     pub fn enter(&self) -> Result<Held<'_>> {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.works {
+            self.wait()?;
+        }
+        Ok(Held {
+            gate: self,
+            _threads: threads,
+        })
+    }
+
+    fn wait(&self) -> Result<()> {
         let start = Instant::now();
         let mut pause = Duration::from_micros(20);
-        while self.works {
+        loop {
             match flock(&self.dir, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) if start.elapsed() < PATIENCE => {
                     std::thread::sleep(pause);
@@ -83,10 +93,6 @@ impl Gate {
                 Err(error) => return Err(failed(error, "locking the directory")),
             }
         }
-        Ok(Held {
-            gate: self,
-            _threads: threads,
-        })
     }
 }
 
