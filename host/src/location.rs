@@ -6,7 +6,7 @@ use std::fmt;
 use nbd_rs_plugin::options::{self, decode};
 use nbd_rs_plugin::{Description, Error, Kind, OptionSpec, OptionValue, Result, Role};
 
-use crate::error::printable;
+use crate::error::{printable, quoted};
 
 /// Links that one chain may have.
 const MAX_LINKS: usize = 16;
@@ -238,7 +238,7 @@ impl Location {
 fn shown(text: &str) -> String {
     match text.contains('@') {
         true => "***".to_owned(),
-        false => format!("{:?}", printable(text, 40)),
+        false => quoted(text, 40),
     }
 }
 

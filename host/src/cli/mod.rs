@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::error::{printable, Error};
+use crate::error::{one_line, Error};
 use crate::plugin::{self, Places, Registry, SearchPath};
 use crate::{runtime, secrets};
 use args::{Cli, Command, Common};
@@ -23,7 +23,7 @@ const FAILED: u8 = 1;
 const WRONG: u8 = 2;
 
 /// The longest line that an error may be, in characters.
-const LINE_CHARS: usize = 4096;
+const LINE_CHARS: usize = 2000;
 
 /// Why a command did not do what it was told to.
 enum Trouble {
@@ -58,11 +58,7 @@ pub fn main() -> ExitCode {
 /// The last line: one, whatever the text holds.
 fn complain(code: u8, text: &str) -> ExitCode {
     let text = secrets::masked(text);
-    let _ = writeln!(
-        std::io::stderr(),
-        "nbd-rs: {}",
-        printable(&text, LINE_CHARS)
-    );
+    let _ = writeln!(std::io::stderr(), "nbd-rs: {}", one_line(&text, LINE_CHARS));
     ExitCode::from(code)
 }
 

@@ -10,7 +10,7 @@ use tokio::signal::unix::{signal, Signal, SignalKind};
 use super::args::Serve;
 use super::info::{access, RAW_FLUSH};
 use super::{say, volume, Done, Trouble};
-use crate::error::{printable, Error, Kind, Result};
+use crate::error::{quoted as named, Error, Kind, Result};
 use crate::export::Export;
 use crate::layout::open::{Access, Volume};
 use crate::nbd::options::Exports;
@@ -86,7 +86,7 @@ fn understand(
         let [name, driver, config] = three else {
             continue;
         };
-        let shown = printable(name, 80);
+        let shown = named(name, 80);
         if name.len() > MAX_STRING_BYTES {
             let text = format!("the export name {shown} is longer than {MAX_STRING_BYTES} bytes");
             return Err(wrong(text));
@@ -94,12 +94,12 @@ fn understand(
         let volume = volume::parse(driver, config, registry)?;
         for (other, has) in &asked {
             if other == name {
-                return Err(wrong(format!("two exports are named {shown:?}")));
+                return Err(wrong(format!("two exports are named {shown}")));
             }
             if !read_only && has.to_string() == volume.to_string() {
-                let other = printable(other, 80);
+                let other = named(other, 80);
                 return Err(wrong(format!(
-                    "exports {other:?} and {shown:?} are the same volume, {volume}: \
+                    "exports {other} and {shown} are the same volume, {volume}: \
                      one writer is all it can have"
                 )));
             }
@@ -116,9 +116,9 @@ fn open_exports(
 ) -> Result<Exports> {
     let mut exports = Exports::default();
     for (name, volume) in asked {
-        let shown = printable(&name, 80);
+        let shown = named(&name, 80);
         let opened = volume::open(&volume, registry, Access::serving(read_only));
-        let layout = opened.map_err(|error| error.context(format_args!("export {shown:?}")))?;
+        let layout = opened.map_err(|error| error.context(format_args!("export {shown}")))?;
         volume::warn_of_size(&volume, layout.size());
         let export = Export::new(name, volume.to_string(), layout, read_only);
         exports.0.push(Arc::new(export));
@@ -129,12 +129,12 @@ fn open_exports(
 /// What is served, and how to attach a client.
 fn announce(listeners: &[Listener], exports: &Exports) {
     for export in &exports.0 {
-        let name = printable(&export.name, 80);
+        let name = named(&export.name, 80);
         let size = display_size(export.size());
         let mode = access(export);
         let volume = &export.description;
         say(format_args!(
-            "export {name:?}: {size}, {mode}, {volume}; a flush is {RAW_FLUSH}"
+            "export {name}: {size}, {mode}, {volume}; a flush is {RAW_FLUSH}"
         ));
     }
     for listener in listeners {

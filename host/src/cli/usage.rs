@@ -1,7 +1,7 @@
 //! A command line that is not understood: one line that says what to do, and no secret in it.
 
 use clap::error::ErrorKind;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use super::args::Cli;
 use crate::error::printable;
@@ -26,8 +26,9 @@ pub(super) fn parse() -> Result<Cli, String> {
 
 /// The first part of clap's text, which may have several lines, and the command whose help helps.
 fn one_line(rendered: &str, kind: ErrorKind, words: impl Iterator<Item = String>) -> String {
+    let words: Vec<String> = words.collect();
     let mut said = Vec::new();
-    let mut command = "nbd-rs".to_owned();
+    let mut command = command_among(&words);
     for paragraph in rendered.split("\n\n") {
         let text = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
         match text.strip_prefix("Usage: ") {
@@ -38,13 +39,22 @@ fn one_line(rendered: &str, kind: ErrorKind, words: impl Iterator<Item = String>
     }
     let said = said.join("; ");
     let mut said = said.strip_prefix("error: ").unwrap_or(&said).to_owned();
-    for word in words {
-        said = without_secrets(&said, &word);
+    for word in &words {
+        said = without_secrets(&said, word);
     }
     if kind == ErrorKind::InvalidUtf8 {
         said += "; a path that is not UTF-8 can be served through a symbolic link to it";
     }
     printable(&format!("{said} (see {command} --help)"), 2000)
+}
+
+/// The command that was typed, for errors without a usage.
+fn command_among(words: &[String]) -> String {
+    let known = Cli::command();
+    let typed = words
+        .iter()
+        .find(|word| known.find_subcommand(word).is_some());
+    typed.map_or("nbd-rs".to_owned(), |word| format!("nbd-rs {word}"))
 }
 
 /// `nbd-rs init` of `nbd-rs init [OPTIONS] ...`.

@@ -177,7 +177,11 @@ pub fn remove(path: &Path) -> Result<()> {
         return Err(Error::new(Kind::Invalid, text));
     }
     if !link.is_file() {
-        let text = format!("{} is not a file, so it is not removed", path.display());
+        let what = match link.file_type().is_block_device() {
+            true => "a block device",
+            false => "not a file",
+        };
+        let text = format!("{} is {what}, so it is not removed", path.display());
         return Err(Error::new(Kind::Invalid, text));
     }
     let mode = ObjectMode::new(ObjectFlags::WRITE | ObjectFlags::LOCK);
