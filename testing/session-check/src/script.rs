@@ -196,13 +196,15 @@ fn payload_of(step: RequestStep, flags: u16, extended: bool, length: u64) -> Opt
     }
 }
 
-/// Bytes that tell where they were written; zeros from 0.
+/// Bytes that tell where they were written, 64 of a kind; zeros from 0.
 pub(crate) fn pattern(from: u8, len: usize) -> Vec<u8> {
-    let of = |at: usize| match from {
-        0 => 0,
-        from => from.wrapping_add((at / 64) as u8) | 1,
-    };
-    (0..len).map(of).collect()
+    let mut bytes = vec![0; len];
+    if from > 0 {
+        for (at, unit) in bytes.chunks_mut(64).enumerate() {
+            unit.fill(from.wrapping_add(at as u8) | 1);
+        }
+    }
+    bytes
 }
 
 fn info_data(name: &[u8], list: u8) -> Vec<u8> {

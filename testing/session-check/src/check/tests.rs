@@ -90,27 +90,35 @@ fn a_changed_bit_is_noticed_nearly_everywhere() {
     }
 }
 
+/// Where the simple reply to the request of that number begins; the first one is 1.
+fn simple_reply(played: &Played, number: u64) -> usize {
+    let cookie = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+    let mut windows = played.received.windows(8);
+    windows.position(|window| window == cookie).unwrap() - 8
+}
+
 #[test]
 fn answers_are_given_once_and_to_those_who_asked() {
     let played = played(Opening::Simple);
-    let reply = played.received[played.received.len() - 16..].to_vec();
+    // The write.
+    let at = simple_reply(&played, 2);
+    let reply = played.received[at..at + 16].to_vec();
     let mut twice = played.clone();
     twice.received.extend(&reply);
     assert!(check(&twice).unwrap_err().contains("second reply"));
     let mut unasked = played.clone();
-    let last = unasked.received.len() - 1;
-    unasked.received[last] ^= 1;
+    unasked.received[at + 15] ^= 1;
     assert!(check(&unasked).unwrap_err().contains("nobody sent"));
     let mut missing = played;
-    missing.received.truncate(last - 15);
+    missing.received.drain(at..at + 16);
     assert!(check(&missing).unwrap_err().contains("never answered"));
 }
 
 #[test]
 fn reads_that_miss_a_write_are_wrong() {
     let mut played = played(Opening::Simple);
-    // The byte at 4050 of the read that begins at 3990, behind whose data two replies stand.
-    let at = played.received.len() - 16 - (16 + 32) - 120 + 60;
+    // The byte at 4050, which was written, of the read that begins at 3990.
+    let at = simple_reply(&played, 3) + 16 + 60;
     played.received[at] = 0;
     assert!(check(&played).unwrap_err().contains("never was there"));
 }

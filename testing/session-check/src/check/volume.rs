@@ -148,22 +148,38 @@ fn is_explained(
     if answer.data == contents[range.clone()] {
         return true;
     }
-    let mut explained = vec![false; answer.data.len()];
-    let mut mark = |contents: &[u8]| {
-        let both = answer.data.iter().zip(&contents[range.clone()]);
-        for (explained, (read, there)) in explained.iter_mut().zip(both) {
-            *explained |= read == there;
-        }
-        explained.iter().all(|explained| *explained)
-    };
-    mark(&contents);
+    let mut explained = vec![0; answer.data.len().div_ceil(UNIT_BYTES)];
+    mark(&mut explained, &answer.data, &contents[range.clone()]);
     later
         .iter()
         .filter(|other| other.is_change())
         .any(|change| {
             apply(change, &mut contents);
-            mark(&contents)
+            mark(&mut explained, &answer.data, &contents[range.clone()])
         })
+}
+
+/// Bytes that one number tells of.
+const UNIT_BYTES: usize = 64;
+
+/// Marks the bytes that were read as they are there, a bit for each; whether all are marked now.
+fn mark(explained: &mut [u64], read: &[u8], there: &[u8]) -> bool {
+    let units = read.chunks(UNIT_BYTES).zip(there.chunks(UNIT_BYTES));
+    for (bits, (read, there)) in explained.iter_mut().zip(units) {
+        let all = u64::MAX >> (UNIT_BYTES - read.len());
+        if *bits == all {
+            continue;
+        }
+        if read == there {
+            *bits = all;
+            continue;
+        }
+        for (at, (read, there)) in read.iter().zip(there).enumerate() {
+            *bits |= u64::from(read == there) << at;
+        }
+    }
+    let missing = |(bits, read): (&u64, &[u8])| *bits != u64::MAX >> (UNIT_BYTES - read.len());
+    !explained.iter().zip(read.chunks(UNIT_BYTES)).any(missing)
 }
 
 fn check_states(request: &Request<'_>, answer: &Answer, contents: &[u8]) -> Result<(), String> {
