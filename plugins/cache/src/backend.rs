@@ -1,0 +1,159 @@
+//! The link: one short method per operation.
+
+use std::sync::Arc;
+
+use nbd_rs_plugin::{
+    Backend, Body, Capabilities, CapabilityFlags, Condition, Error, GetFlags, Got, Host, Kind,
+    Meta, Next, ObjectFlags, ObjectMode, OpenRequest, Page, Put, Range, Result,
+};
+
+use crate::config::Config;
+use crate::index::Version;
+use crate::object::CachedObject;
+use crate::shared::Shared;
+
+/// Stands before a backend, and keeps copies of what it answers.
+#[derive(Debug)]
+pub struct Cache(Arc<Shared>);
+
+impl Cache {
+    /// Opens the link.
+    ///
+    /// # Errors
+    /// What is wrong with an option; that nothing stands behind it.
+    pub async fn open(host: Host, request: OpenRequest) -> Result<Self> {
+        let config = Config::new(&request.options)?;
+        let inner = request.inner.into_option();
+        let inner = inner.ok_or_else(|| Error::new(Kind::Invalid, "cache is a link"))?;
+        Ok(Self::new(host, config, inner.into()))
+    }
+
+    /// A link before `inner`.
+    pub fn new(host: Host, config: Config, inner: Next) -> Self {
+        Self(Shared::new(host, config, inner))
+    }
+
+    /// Bytes of copies and bookkeeping in memory.
+    pub fn used_bytes(&self) -> u64 {
+        self.0.memory.used_bytes() + self.0.index.used_bytes()
+    }
+}
+
+/// Those of the inner one, less what this version does not know. Nothing is promised that is not
+/// kept behind: writes go through, and a read after one of ours gives that write.
+pub(crate) fn pass_on(inner: Capabilities) -> Capabilities {
+    Capabilities {
+        flags: CapabilityFlags(inner.flags.0 & CapabilityFlags::KNOWN.0),
+        max_object_bytes: inner.max_object_bytes,
+        preferred_io_bytes: inner.preferred_io_bytes,
+        min_io_bytes: inner.min_io_bytes,
+        atomic_unit_bytes: inner.atomic_unit_bytes,
+        ..Capabilities::new(CapabilityFlags::NONE)
+    }
+}
+
+/// Refuses flags of later versions: what they ask for can't be promised here.
+pub(crate) fn known(unknown_bits: u64) -> Result<()> {
+    match unknown_bits {
+        0 => Ok(()),
+        bits => Err(Error::unsupported(&format!("flag {bits:#x}"))),
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl Backend for Cache {
+    type Object = CachedObject;
+
+    fn capabilities(&self) -> Capabilities {
+        pass_on(self.0.inner.capabilities())
+    }
+
+    fn try_get(&self, key: &str, range: Range, flags: GetFlags) -> Option<Result<Got>> {
+        if flags.has(GetFlags::FRESH) || !flags.unknown().is_empty() {
+            return None;
+        }
+        self.0.hit(key, range, flags).map(Ok)
+    }
+
+    async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
+        known(flags.unknown().0)?;
+        match flags.has(GetFlags::FRESH) {
+            true => self.0.ask(key, range, flags).await,
+            false => self.0.read(key, range, flags).await,
+        }
+    }
+
+    async fn put(&self, key: &str, body: Body, condition: Condition) -> Result<Put> {
+        let change = self.0.change(key);
+        let put = self.0.inner.put(key, body.clone(), condition).await;
+        match &put {
+            Ok(put) => change.stored(&put.etag, body),
+            failed => change.ended(failed),
+        }
+        put
+    }
+
+    async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
+        known(flags.unknown().0)?;
+        let held = self.0.index.lookup(key);
+        let held = held.as_ref().and_then(|object| object.version.get());
+        match held {
+            Some(version) if !flags.has(GetFlags::FRESH) => return Ok(version.meta(key)),
+            _ => {}
+        }
+        let Some(object) = self.0.index.current(key) else {
+            return self.0.inner.head(key, flags).await;
+        };
+        let began = self.0.index.tick();
+        let meta = self.0.inner.head(key, flags).await;
+        let meta = self.0.noticed(key, &object, meta)?;
+        if let Some(version) = Version::of(&meta) {
+            self.0.observe(key, &object, &version, began);
+        }
+        Ok(meta)
+    }
+
+    async fn delete(&self, keys: Vec<String>) -> Result<Vec<Result<()>>> {
+        let changes: Vec<_> = keys.iter().map(|key| self.0.change(key)).collect();
+        let results = self.0.inner.delete(keys).await;
+        match &results {
+            Ok(results) => {
+                // One without a result of its own ends as unknown, where it is dropped.
+                for (change, result) in changes.into_iter().zip(results) {
+                    change.ended(result);
+                }
+            }
+            failed => changes.into_iter().for_each(|change| change.ended(failed)),
+        }
+        results
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
+        self.0.inner.list(prefix, after).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.0.inner.flush().await
+    }
+
+    async fn open_object(&self, key: &str, mode: ObjectMode) -> Result<CachedObject> {
+        known(mode.flags.unknown().0)?;
+        let changes = ObjectFlags::WRITE | ObjectFlags::CREATE | ObjectFlags::TRUNCATE;
+        let change = (mode.flags.0 & changes.0 != 0).then(|| self.0.change(key));
+        match self.0.inner.open_object(key, mode).await {
+            Ok(object) => Ok(CachedObject::new(object, change)),
+            Err(error) => {
+                let failed = Err::<(), _>(error);
+                if let Some(change) = change {
+                    change.ended(&failed);
+                }
+                failed.map(|()| unreachable!("it is an error"))
+            }
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.log_summary();
+        self.0.inner.close().await
+    }
+}

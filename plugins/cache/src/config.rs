@@ -1,0 +1,143 @@
+//! The options, understood. Pure.
+
+use nbd_rs_plugin::options::Options;
+use nbd_rs_plugin::{Error, Kind, OptionKind, OptionSpec, OptionValue, Result};
+
+/// How much is kept, and what is fetched ahead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Memory for copies, bookkeeping included, in bytes.
+    pub size: u64,
+    /// What is fetched and kept as one, in bytes; a power of two.
+    pub block: u64,
+    /// How far ahead of a sequential reader to fetch, in bytes; 0: not at all.
+    pub readahead: u64,
+    /// Objects up to this size are fetched whole when they are asked for again and again; 0: never.
+    pub whole: u64,
+    /// Whether to keep a copy of what is put.
+    pub put: bool,
+}
+
+/// What may be said in a location.
+pub fn options() -> Vec<OptionSpec> {
+    let option = |name, kind, default, help| OptionSpec::new(name, kind, help).default(default);
+    vec![
+        option(
+            "size",
+            OptionKind::SIZE,
+            "256MiB",
+            "memory for copies, bookkeeping included",
+        ),
+        option(
+            "block",
+            OptionKind::SIZE,
+            "64KiB",
+            "what is fetched and kept as one: a power of two from 4KiB to 4MiB",
+        ),
+        option(
+            "readahead",
+            OptionKind::SIZE,
+            "1MiB",
+            "how far ahead of a sequential reader to fetch; 0 never",
+        ),
+        option(
+            "whole",
+            OptionKind::SIZE,
+            "8MiB",
+            "objects up to this size are fetched whole after 8 misses; 0 never",
+        ),
+        option(
+            "put",
+            OptionKind::BOOL,
+            "true",
+            "keep a copy of what is written as a whole object",
+        ),
+    ]
+}
+
+impl Config {
+    /// Reads the options of a request.
+    ///
+    /// # Errors
+    /// What is wrong with which option.
+    pub fn new(options: &[OptionValue]) -> Result<Self> {
+        let options = Options(options);
+        let config = Self {
+            size: options.size("size", 256 << 20)?,
+            block: options.size("block", 64 << 10)?,
+            readahead: options.size("readahead", 1 << 20)?,
+            whole: options.size("whole", 8 << 20)?,
+            put: options.boolean("put", true)?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.block.is_power_of_two() || !(4 << 10..=4 << 20).contains(&self.block) {
+            return Err(invalid("block must be a power of two from 4KiB to 4MiB"));
+        }
+        if self.size < self.block.saturating_mul(64) || self.size > 1 << 50 {
+            return Err(invalid(format!(
+                "size must hold at least 64 blocks ({} KiB here), and be at most 1PiB",
+                (self.block * 64) >> 10
+            )));
+        }
+        Ok(())
+    }
+
+    /// The most that is kept of one answer, in bytes: one large read must not push out the rest.
+    pub fn largest_fill(&self) -> u64 {
+        self.size / 4
+    }
+
+    /// The most that is fetched ahead at one time for all readers, in bytes.
+    pub fn background(&self) -> u64 {
+        (self.size / 8).min(32 << 20)
+    }
+}
+
+fn invalid(text: impl AsRef<str>) -> Error {
+    Error::new(Kind::Invalid, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &[(&str, &str)]) -> Result<Config> {
+        let value = |(name, value): &(&str, &str)| OptionValue {
+            name: (*name).into(),
+            value: (*value).into(),
+        };
+        Config::new(&options.iter().map(value).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn defaults_are_those_that_are_described() {
+        let described: Vec<OptionValue> = options()
+            .into_iter()
+            .filter_map(|spec| {
+                Some(OptionValue {
+                    name: spec.name,
+                    value: spec.default.into_option()?,
+                })
+            })
+            .collect();
+        assert_eq!(Config::new(&described).unwrap(), parse(&[]).unwrap());
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_refused() {
+        for options in [
+            [("block", "2KiB"), ("size", "1GiB")],
+            [("block", "65Ki"), ("size", "1GiB")],
+            [("block", "8MiB"), ("size", "1GiB")],
+            [("block", "64KiB"), ("size", "1MiB")],
+            [("block", "64KiB"), ("size", "2P")],
+        ] {
+            assert!(parse(&options).is_err(), "{options:?}");
+        }
+        assert!(parse(&[("block", "4KiB"), ("size", "256KiB")]).is_ok());
+    }
+}

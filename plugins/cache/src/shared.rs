@@ -1,0 +1,324 @@
+//! What all calls of one link share, and what they do to the copies.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use nbd_rs_plugin::abi_stable::std_types::ROption;
+use nbd_rs_plugin::{
+    Body, Data, Error, GetFlags, Got, Host, Kind, Meta, Next, Piece, Range, Result,
+};
+
+use crate::config::Config;
+use crate::flight::Fetched;
+use crate::grid::{Chunk, Grid};
+use crate::index::{Index, Object, Outcome, Version};
+use crate::memory::{BlockKey, Memory};
+
+/// A sixteenth of the room is for names and versions, the rest for blocks.
+const INDEX_SHARE: u64 = 16;
+/// Blocks of one forgotten object that are removed at once; the others leave in their turn.
+const REMOVED_AT_ONCE: u64 = 4096;
+
+/// One opened link.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) host: Host,
+    pub(crate) inner: Next,
+    pub(crate) config: Config,
+    pub(crate) grid: Grid,
+    pub(crate) index: Index,
+    pub(crate) memory: Memory,
+    pub(crate) counters: Counters,
+    /// Bytes that are being fetched ahead of readers.
+    pub(crate) background: AtomicU64,
+    /// The size of the object seen last: others are often as large.
+    pub(crate) usual_size: AtomicU64,
+    /// Whether `get` with a range fetches less than the whole object.
+    pub(crate) ranged: bool,
+    /// Whether an answer came without an ETag.
+    versionless: AtomicBool,
+}
+
+/// What happened so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) fetches: AtomicU64,
+    pub(crate) ahead: AtomicU64,
+    pub(crate) passed: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(host: Host, config: Config, inner: Next) -> Arc<Self> {
+        let grid = Grid::new(config.block);
+        let for_index = config.size / INDEX_SHARE;
+        let ranged = nbd_rs_plugin::CapabilityFlags::RANGED_GET;
+        Arc::new(Self {
+            host,
+            grid,
+            index: Index::new(for_index),
+            memory: Memory::new(config.size - for_index, grid),
+            counters: Counters::default(),
+            background: AtomicU64::new(0),
+            usual_size: AtomicU64::new(0),
+            ranged: inner.capabilities().has(ranged),
+            versionless: AtomicBool::new(false),
+            inner,
+            config,
+        })
+    }
+
+    /// Asks the backend, and keeps what it answered: whole blocks, in memory of their own.
+    pub(crate) async fn fetch(
+        &self,
+        key: &str,
+        object: &Arc<Object>,
+        range: Range,
+    ) -> Result<Fetched> {
+        let began = self.index.tick();
+        Counters::add(&self.counters.fetches);
+        let got = self.inner.get(key, range, GetFlags::WANT_META).await;
+        let got = self.noticed(key, object, got)?;
+        let Some(version) = self.version_of(&got.meta) else {
+            return Ok(unknown_version(range, got.data));
+        };
+        check(range, &version, &got.data)?;
+        Ok(self.keep(key, object, version, range.offset, got.data, began))
+    }
+
+    /// Keeps part of an answer that a look brought which began at `began`.
+    pub(crate) fn keep(
+        &self,
+        key: &str,
+        object: &Arc<Object>,
+        version: Version,
+        start: u64,
+        data: Data,
+        began: u64,
+    ) -> Fetched {
+        let target = self.observe(key, object, &version, began);
+        self.usual_size.store(version.size, Ordering::Relaxed);
+        let target = target.filter(|_| data.len() <= self.config.largest_fill());
+        let chunks = target.and_then(|target| {
+            let chunks = self.grid.cut(start, &data, version.size)?;
+            self.insert(&target, &chunks);
+            Some(chunks)
+        });
+        let pieces = match chunks {
+            Some(chunks) => chunks.into_iter().map(|chunk| chunk.bytes).collect(),
+            None => memory_pieces(data),
+        };
+        Fetched {
+            version: Some(version),
+            start,
+            pieces,
+        }
+    }
+
+    fn insert(&self, object: &Object, chunks: &[Chunk]) {
+        for chunk in chunks.iter().filter(|chunk| chunk.whole) {
+            let key = BlockKey {
+                object: object.id,
+                block: chunk.block,
+            };
+            self.memory.insert(key, chunk.bytes.clone());
+        }
+    }
+
+    /// Notes which version was seen. Where its bytes may be kept.
+    pub(crate) fn observe(
+        &self,
+        key: &str,
+        object: &Arc<Object>,
+        version: &Version,
+        began: u64,
+    ) -> Option<Arc<Object>> {
+        let (target, replaced) = self.index.observe(key, object, version, began);
+        if let Some(replaced) = replaced {
+            self.bury(&replaced);
+        }
+        target
+    }
+
+    /// Passes an answer through. If there is no such object, or none with that range, then what is
+    /// known of it is wrong.
+    pub(crate) fn noticed<T>(
+        &self,
+        key: &str,
+        object: &Arc<Object>,
+        answer: Result<T>,
+    ) -> Result<T> {
+        let wrong = match &answer {
+            Ok(_) => false,
+            Err(error) if error.kind == Kind::Invalid => object.version.get().is_some(),
+            Err(error) => error.kind == Kind::NotFound,
+        };
+        if wrong {
+            self.index.forget(key, object);
+            self.bury(object);
+        }
+        answer
+    }
+
+    /// The version in an answer. Without an ETag versions can't be told apart, so nothing is kept.
+    pub(crate) fn version_of(&self, meta: &ROption<Meta>) -> Option<Version> {
+        let version = match meta {
+            ROption::RSome(meta) => Version::of(meta),
+            ROption::RNone => None,
+        };
+        if version.is_none() && !self.versionless.swap(true, Ordering::Relaxed) {
+            tracing::warn!("the backend behind the cache gives no ETags: nothing is kept");
+        }
+        version
+    }
+
+    /// Whether the backend gives no ETags, so that nothing can be kept.
+    pub(crate) fn versionless(&self) -> bool {
+        self.versionless.load(Ordering::Relaxed)
+    }
+
+    /// Gives back the memory of an object that left the index.
+    pub(crate) fn bury(&self, object: &Object) {
+        let Some(version) = object.version.get() else {
+            return;
+        };
+        let blocks = self.grid.blocks(&(0..version.size));
+        for block in blocks.take(REMOVED_AT_ONCE as usize) {
+            let object = object.id;
+            self.memory.remove(BlockKey { object, block });
+        }
+    }
+
+    /// A change of this name begins; it ends when the value is dropped.
+    pub(crate) fn change(self: &Arc<Self>, key: &str) -> Changing {
+        if let Some(object) = self.index.begin(key) {
+            self.bury(&object);
+        }
+        Changing {
+            shared: self.clone(),
+            key: key.to_owned(),
+            outcome: Outcome::Unknown,
+            body: None,
+        }
+    }
+
+    pub(crate) fn log_summary(&self) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (hits, misses) = (count(&self.counters.hits), count(&self.counters.misses));
+        let (fetches, ahead) = (count(&self.counters.fetches), count(&self.counters.ahead));
+        let passed = count(&self.counters.passed);
+        let used = (self.memory.used_bytes() + self.index.used_bytes()) >> 10;
+        tracing::info!(
+            "cache: {hits} hits, {misses} misses, {passed} passed through, {fetches} fetches ({ahead} ahead of readers), {used} KiB in use"
+        );
+    }
+}
+
+/// An answer must be all that was asked for, of an object of the size that it came with: a short
+/// one would stay and be lent again and again.
+pub(crate) fn check(range: Range, version: &Version, data: &Data) -> Result<()> {
+    let expected = range.within(version.size).map(|bytes| bytes.len() as u64);
+    match expected {
+        Ok(expected) if expected == data.len() => Ok(()),
+        _ => Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "{} bytes came for {range:?} of an object of {} bytes",
+                data.len(),
+                version.size
+            ),
+        )),
+    }
+}
+
+/// What came from a store that does not say which version it is.
+pub(crate) fn unknown_version(range: Range, data: Data) -> Fetched {
+    Fetched {
+        version: None,
+        start: range.offset,
+        pieces: memory_pieces(data),
+    }
+}
+
+/// Nothing but memory comes by name; anything else is left out, and missed by whoever needs it.
+fn memory_pieces(data: Data) -> Vec<nbd_rs_plugin::Bytes> {
+    let pieces = match data {
+        Data::One(piece) => vec![piece],
+        Data::Many(pieces) => pieces.into(),
+    };
+    let memory = |piece| match piece {
+        Piece::Bytes(bytes) => Some(bytes),
+        Piece::Hole(_) | Piece::Mapped(_) => None,
+    };
+    pieces.into_iter().map_while(memory).collect()
+}
+
+/// The answer that is made of these pieces.
+pub(crate) fn answer(pieces: Vec<Piece>, meta: Option<Meta>) -> Got {
+    Got {
+        data: joined(pieces),
+        meta: meta.into(),
+    }
+}
+
+pub(crate) fn joined(mut pieces: Vec<Piece>) -> Data {
+    match pieces.len() {
+        1 => Data::One(pieces.remove(0)),
+        0 => nbd_rs_plugin::Bytes::from(Vec::new()).into(),
+        _ => Data::Many(pieces.into()),
+    }
+}
+
+/// A change under way. Dropped without an outcome it is one of unknown outcome.
+#[derive(Debug)]
+pub(crate) struct Changing {
+    shared: Arc<Shared>,
+    key: String,
+    outcome: Outcome,
+    body: Option<Body>,
+}
+
+impl Changing {
+    /// It ended with `result`.
+    pub(crate) fn ended<T>(mut self, result: &Result<T>) {
+        self.outcome = match result {
+            Ok(_) => Outcome::Done(None),
+            Err(error) => Outcome::of_error(error.kind),
+        };
+    }
+
+    /// These bytes were stored under this ETag.
+    pub(crate) fn stored(mut self, etag: &str, body: Body) {
+        let size = body.len();
+        let keep = self.shared.config.put && size <= self.shared.config.largest_fill();
+        let version = (!etag.is_empty() && keep).then(|| Version {
+            etag: etag.into(),
+            size,
+            modified_ms: 0,
+        });
+        self.outcome = Outcome::Done(version);
+        self.body = Some(body);
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        let outcome = std::mem::replace(&mut self.outcome, Outcome::Unknown);
+        let object = self.shared.index.end(&self.key, outcome);
+        let (Some(object), Some(body)) = (object, self.body.take()) else {
+            return;
+        };
+        let size = body.len();
+        let pieces = body.pieces().iter().cloned().map(Piece::Bytes);
+        let data = Data::Many(pieces.collect());
+        let chunks = self.shared.grid.cut(0, &data, size).unwrap_or_default();
+        self.shared.insert(&object, &chunks);
+    }
+}

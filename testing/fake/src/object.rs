@@ -1,0 +1,134 @@
+//! An opened object of the fake store.
+
+use std::sync::{Arc, Mutex};
+
+use nbd_rs_plugin::{
+    Body, Bytes, Capabilities, Data, Extent, ExtentFlags, Object, Range, ReadFlags, Result,
+    WriteFlags, ZeroFlags,
+};
+
+use crate::store::lock;
+use crate::{Fake, Fault, STORE};
+
+/// See [`Fake`].
+#[derive(Debug)]
+pub struct FakeObject {
+    store: Fake,
+    bytes: Arc<Mutex<Vec<u8>>>,
+    at_once: bool,
+}
+
+impl FakeObject {
+    pub(crate) fn new(store: Fake, bytes: Arc<Mutex<Vec<u8>>>, at_once: bool) -> Self {
+        Self {
+            store,
+            bytes,
+            at_once,
+        }
+    }
+
+    fn read_now(&self, offset: u64, len: u64) -> Result<Data> {
+        let bytes = lock(&self.bytes);
+        let range = Range::new(offset, len).within(bytes.len() as u64)?;
+        Ok(Bytes::from(bytes[range].to_vec()).into())
+    }
+
+    fn write_now(&self, offset: u64, body: &Body) -> Result<()> {
+        let mut bytes = lock(&self.bytes);
+        let range = Range::new(offset, body.len()).within(bytes.len() as u64)?;
+        let mut at = range.start;
+        for piece in body.pieces() {
+            bytes[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
+        }
+        Ok(())
+    }
+
+    fn now(&self, operation: &str) -> Option<Result<Fault>> {
+        let at_once = self.at_once;
+        at_once.then(|| match self.store.faults().next(operation) {
+            Fault::Before(kind, text) => Err(Fault::error(kind, text)),
+            fault => Ok(fault),
+        })
+    }
+}
+
+impl Object for FakeObject {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(STORE)
+    }
+
+    async fn size(&self) -> Result<u64> {
+        Ok(lock(&self.bytes).len() as u64)
+    }
+
+    fn try_read(&self, offset: u64, len: u64, _: ReadFlags) -> Option<Result<Data>> {
+        let fault = self.now("try_read")?;
+        Some(fault.and_then(|_| self.read_now(offset, len)))
+    }
+
+    async fn read(&self, offset: u64, len: u64, _: ReadFlags) -> Result<Data> {
+        self.store.call(format!("read {offset}+{len}"));
+        let fault = self.store.before("read").await?;
+        let data = self.read_now(offset, len);
+        self.store.after(fault, data).await
+    }
+
+    fn try_write(&self, offset: u64, body: &Body, _: WriteFlags) -> Option<Result<()>> {
+        let fault = match self.now("try_write")? {
+            Ok(fault) => fault,
+            Err(error) => return Some(Err(error)),
+        };
+        let written = self.write_now(offset, body);
+        Some(match fault {
+            Fault::After(kind, text) => Err(Fault::error(kind, text)),
+            _ => written,
+        })
+    }
+
+    async fn write(&self, offset: u64, body: Body, _: WriteFlags) -> Result<()> {
+        self.store.call(format!("write {offset}+{}", body.len()));
+        let fault = self.store.before("write").await?;
+        let written = self.write_now(offset, &body);
+        self.store.after(fault, written).await
+    }
+
+    async fn zero(&self, offset: u64, len: u64, _: ZeroFlags) -> Result<()> {
+        self.store.call(format!("zero {offset}+{len}"));
+        let fault = self.store.before("zero").await?;
+        let zeros = Bytes::from(vec![0; len as usize]);
+        let zeroed = self.write_now(offset, &zeros.into());
+        self.store.after(fault, zeroed).await
+    }
+
+    async fn extents(&self, _: u64, len: u64, _: u32) -> Result<Vec<Extent>> {
+        let fault = self.store.before("extents").await?;
+        let flags = ExtentFlags::NONE;
+        self.store
+            .after(fault, Ok(vec![Extent { len, flags }]))
+            .await
+    }
+
+    async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        self.store.call(format!("prefetch {offset}+{len}"));
+        Ok(())
+    }
+
+    async fn resize(&self, size: u64) -> Result<()> {
+        self.store.call(format!("resize {size}"));
+        let fault = self.store.before("resize").await?;
+        lock(&self.bytes).resize(size as usize, 0);
+        self.store.after(fault, Ok(())).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.store.call("sync".to_owned());
+        let fault = self.store.before("sync").await?;
+        self.store.after(fault, Ok(())).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.store.call("close object".to_owned());
+        Ok(())
+    }
+}
