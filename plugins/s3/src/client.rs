@@ -110,7 +110,12 @@ impl Client {
             let outgoing = reqwest::Body::wrap(Outgoing::new(body, &sent));
             request = request.header(CONTENT_LENGTH, body.len()).body(outgoing);
         }
-        let response = match timeout_at(deadline, request.send()).await {
+        // A large body takes its time; without one the answer is all there is to wait for.
+        let until = match call.has_body() {
+            true => deadline,
+            false => deadline.min(Instant::now() + self.read_timeout),
+        };
+        let response = match timeout_at(until, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(lost(call, error, sent.anything()).into()),
             Err(_) => return Err(late(call, sent.anything()).into()),

@@ -14,7 +14,7 @@ mod assemble;
 pub mod backend;
 mod body;
 mod client;
-pub mod config;
+mod config;
 mod credentials;
 mod endpoint;
 mod location;
@@ -69,7 +69,7 @@ fn options() -> Vec<OptionSpec> {
         flag("create_bucket", "make the bucket if it does not exist"),
         flag("allow_link_local", "let the endpoint be a link-local address"),
         time("connect_timeout", "5s", "how long a connection may take to be made"),
-        time("read_timeout", "15s", "how long the store may be silent while it sends an answer"),
+        time("read_timeout", "15s", "how long the store may be silent when an answer is due"),
         time("timeout", "60s", "how long one attempt may take in all"),
         count("connections", "64", "how many requests may be under way at once"),
         count("threads", "1", "network threads of this plugin; the first s3 location opened decides"),

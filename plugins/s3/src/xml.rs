@@ -249,12 +249,13 @@ mod tests {
     fn bulk_deletes_tell_each_key() {
         let text = "<DeleteResult><Deleted><Key>a</Key></Deleted>\
             <Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error>\
+            <Deleted><Key>e</Key></Deleted>\
             <Error><Key>c</Key><Code>NoSuchKey</Code><Message>no</Message></Error></DeleteResult>";
         let result = Deleted::read(text.as_bytes()).unwrap();
         let kind = |key| result.judge(key).err().map(|error| error.kind);
         assert_eq!(kind("a"), None);
         assert_eq!(kind("b"), Some(Kind::Denied));
-        assert_eq!(kind("c"), None);
+        assert_eq!((kind("c"), kind("e")), (None, None));
         assert_eq!(kind("d"), Some(Kind::Ambiguous));
         assert!(Deleted::read(b"<html/>").is_err());
     }

@@ -199,27 +199,24 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, tls: Option<Arc<rustls::
         std::thread::spawn(move || {
             let _ = socket.set_nodelay(true);
             // A connection that breaks is what half of the tests are about.
-            let _ = match tls::wire(socket, tls) {
-                Some(wire) => serve(wire, &shared),
-                None => Ok(()),
-            };
+            let peer = socket.peer_addr().ok();
+            let mut wire = tls::wire(socket, tls);
+            let _ = wire.as_mut().map(|wire| serve(wire, &shared));
+            // The last copy goes with the wire: what the client sent and nobody read makes the
+            // end a reset.
+            lock(&shared.sockets).retain(|copy| copy.peer_addr().ok() != peer);
         });
     }
 }
 
 /// Answers requests until the connection ends.
-fn serve(mut wire: tls::Wire, shared: &Shared) -> std::io::Result<()> {
+fn serve(wire: &mut tls::Wire, shared: &Shared) -> std::io::Result<()> {
     let mut buffer = Vec::new();
-    while let Some(mut request) = http::read_head(&mut wire, &mut buffer)? {
+    while let Some(mut request) = http::read_head(wire, &mut buffer)? {
         let fault = take_fault(shared, &request);
         let announced = request.content_length();
         let short = fault.as_ref().and_then(|fault| fault.body_limit(announced));
-        http::read_body(
-            &mut wire,
-            &mut buffer,
-            &mut request,
-            short.unwrap_or(announced),
-        )?;
+        http::read_body(wire, &mut buffer, &mut request, short.unwrap_or(announced))?;
         lock(&shared.seen).push(Seen {
             method: request.method.clone(),
             target: request.target.clone(),
@@ -232,11 +229,11 @@ fn serve(mut wire: tls::Wire, shared: &Shared) -> std::io::Result<()> {
         }
         let act = || lock(&shared.store).act(&request);
         let again = match fault {
-            Some(fault) => fault.play(&mut wire, &request, act)?,
-            None => http::write_answer(&mut wire, &request, &act()).map(|()| true)?,
+            Some(fault) => fault.play(wire, &request, act)?,
+            None => http::write_answer(wire, &request, &act()).map(|()| true)?,
         };
         if !again {
-            return wire.shut();
+            return Ok(());
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Connections: plain, or under TLS with a certificate made here.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 
 use rustls::pki_types::PrivateKeyDer;
@@ -11,17 +11,6 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 pub(crate) enum Wire {
     Plain(TcpStream),
     Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
-}
-
-impl Wire {
-    /// Ends it. What the client has sent and nobody read makes it a reset.
-    pub(crate) fn shut(self) -> io::Result<()> {
-        match self {
-            Self::Plain(socket) => drop(socket),
-            Self::Tls(stream) => stream.sock.shutdown(Shutdown::Both)?,
-        }
-        Ok(())
-    }
 }
 
 impl Read for Wire {
