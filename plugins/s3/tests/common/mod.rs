@@ -1,6 +1,9 @@
 //! Opening a store as a host does, and looking at what it gives.
 #![allow(dead_code)]
 
+pub(crate) mod exercise;
+pub(crate) mod process;
+
 use std::future::Future;
 use std::time::Duration;
 
