@@ -2,7 +2,6 @@
 #![allow(dead_code)]
 
 pub(crate) mod exercise;
-pub(crate) mod process;
 
 use std::future::Future;
 use std::time::Duration;
@@ -128,6 +127,28 @@ pub(crate) fn get(store: &Next, key: &str, range: Range) -> Result<Vec<u8>> {
 
 pub(crate) fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
     result.expect_err("an error").kind
+}
+
+/// A store of others, or nothing, and why. Where `CI` is set a missing one fails the test.
+pub(crate) fn installed(
+    store: Option<real_stores::Store>,
+    how: &str,
+) -> Option<real_stores::Store> {
+    if store.is_none() {
+        let text = format!("cannot run here: not installed ({how})");
+        assert!(std::env::var_os("CI").is_none(), "{text}");
+        eprintln!("skipped: {text}");
+    }
+    store
+}
+
+/// What stands behind `s3:` to reach a prefix of it, with this secret.
+pub(crate) fn target(store: &real_stores::Store, prefix: &str, secret: &str) -> String {
+    let (key, bucket) = (real_stores::KEY, real_stores::BUCKET);
+    format!(
+        "http://{key}:{secret}@{}/{bucket}/{prefix}",
+        store.address()
+    )
 }
 
 /// All names that begin with `prefix`, page by page.
