@@ -1,0 +1,246 @@
+//! An S3 server in memory, for tests: it keeps the rules, or breaks them as a [`Fault`] script says.
+//!
+//! ```text
+//!   accept ──▶ read a request ──▶ fault? ──▶ check the body ──▶ store ──▶ answer
+//!              bounded            scripted   whole, on every    objects
+//!                                            attempt
+//! ```
+//!
+//! It checks what a client must never do: send a body that is not the one it announced, leave out
+//! the length, or ask for `100 Continue`. What it found is in [`Server::broken`], and each request
+//! that it read in [`Server::seen`].
+
+mod fault;
+mod http;
+mod store;
+mod tls;
+
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use fault::{Fault, Rule};
+pub use http::Request;
+pub use store::{Object, Quirks};
+
+use store::Store;
+
+/// The one bucket there is at the start.
+pub const BUCKET: &str = "bucket";
+
+/// A request as it was read: method, path with query, and its body's length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// `GET`, `PUT`, ...
+    pub method: String,
+    /// The path and query, as sent.
+    pub target: String,
+    /// The headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// How many bytes of the body came, in bytes.
+    pub body_bytes: usize,
+}
+
+impl Seen {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(given, _)| given == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    store: Mutex<Store>,
+    script: Mutex<Vec<Rule>>,
+    seen: Mutex<Vec<Seen>>,
+    broken: Mutex<Vec<String>>,
+    sockets: Mutex<Vec<TcpStream>>,
+    stopped: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A server on loopback that ends when it is dropped.
+pub struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    ca: Option<String>,
+}
+
+impl Server {
+    /// Starts one that is spoken to in clear.
+    ///
+    /// # Panics
+    /// If it can't listen.
+    pub fn start() -> Self {
+        Self::listen(None, None)
+    }
+
+    /// Starts one under TLS, with a certificate for `name` by a CA of its own.
+    ///
+    /// # Panics
+    /// If it can't listen.
+    pub fn start_tls(name: &str) -> Self {
+        let (config, ca) = tls::certificate(name);
+        Self::listen(Some(config), Some(ca))
+    }
+
+    fn listen(tls: Option<Arc<rustls::ServerConfig>>, ca: Option<String>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port on loopback");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared::default());
+        lock(&shared.store).make_bucket(BUCKET);
+        let for_thread = shared.clone();
+        std::thread::spawn(move || accept(&listener, &for_thread, tls));
+        Self {
+            address,
+            shared,
+            ca,
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The certificate of its CA, in PEM form.
+    pub fn ca(&self) -> Option<&str> {
+        self.ca.as_deref()
+    }
+
+    /// What stands behind `s3:` to reach a prefix of the bucket.
+    pub fn target(&self, prefix: &str) -> String {
+        format!("http://key:secret@{}/{BUCKET}/{prefix}", self.address)
+    }
+
+    /// Adds to the script: each rule is used once, by the first request that fits.
+    pub fn script(&self, rules: impl IntoIterator<Item = Rule>) {
+        lock(&self.shared.script).extend(rules);
+    }
+
+    /// Whether the whole script was played.
+    pub fn is_played(&self) -> bool {
+        lock(&self.shared.script).is_empty()
+    }
+
+    /// Makes it a server with habits of its own, until the next call.
+    pub fn set_quirks(&self, quirks: Quirks) {
+        lock(&self.shared.store).quirks = quirks;
+    }
+
+    /// The requests that were read so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        lock(&self.shared.seen).clone()
+    }
+
+    /// How many requests of that method were read so far.
+    pub fn count(&self, method: &str) -> usize {
+        let seen = lock(&self.shared.seen);
+        seen.iter().filter(|seen| seen.method == method).count()
+    }
+
+    /// What clients did that they must not.
+    pub fn broken(&self) -> Vec<String> {
+        lock(&self.shared.broken).clone()
+    }
+
+    /// An object's bytes; the key without the bucket.
+    pub fn object(&self, key: &str) -> Option<Vec<u8>> {
+        let store = lock(&self.shared.store);
+        store.get(BUCKET, key).map(|object| object.bytes.clone())
+    }
+
+    /// Puts an object there.
+    pub fn insert(&self, key: &str, bytes: &[u8]) {
+        lock(&self.shared.store).put(BUCKET, key, bytes.to_vec());
+    }
+
+    /// The keys in the bucket.
+    pub fn keys(&self) -> Vec<String> {
+        lock(&self.shared.store).keys(BUCKET)
+    }
+
+    /// Removes the bucket and all that is in it.
+    pub fn remove_bucket(&self) {
+        lock(&self.shared.store).remove_bucket(BUCKET);
+    }
+
+    /// Loses the last `count` puts and deletes that were acknowledged, as a store does that
+    /// promised too much.
+    pub fn power_cut(&self, count: usize) {
+        lock(&self.shared.store).undo(count);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts; that it can't be woken harms nobody.
+        let _ = TcpStream::connect(self.address);
+        for socket in lock(&self.shared.sockets).drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>, tls: Option<Arc<rustls::ServerConfig>>) {
+    while let Ok((socket, _)) = listener.accept() {
+        if shared.stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Ok(copy) = socket.try_clone() {
+            lock(&shared.sockets).push(copy);
+        }
+        let (shared, tls) = (shared.clone(), tls.clone());
+        std::thread::spawn(move || {
+            let _ = socket.set_nodelay(true);
+            // A connection that breaks is what half of the tests are about.
+            let peer = socket.peer_addr().ok();
+            let mut wire = tls::wire(socket, tls);
+            let _ = wire.as_mut().map(|wire| serve(wire, &shared));
+            // The last copy goes with the wire: what the client sent and nobody read makes the
+            // end a reset.
+            lock(&shared.sockets).retain(|copy| copy.peer_addr().ok() != peer);
+        });
+    }
+}
+
+/// Answers requests until the connection ends.
+fn serve(wire: &mut tls::Wire, shared: &Shared) -> std::io::Result<()> {
+    let mut buffer = Vec::new();
+    while let Some(mut request) = http::read_head(wire, &mut buffer)? {
+        let fault = take_fault(shared, &request);
+        let announced = request.content_length();
+        let short = fault.as_ref().and_then(|fault| fault.body_limit(announced));
+        http::read_body(wire, &mut buffer, &mut request, short.unwrap_or(announced))?;
+        lock(&shared.seen).push(Seen {
+            method: request.method.clone(),
+            target: request.target.clone(),
+            headers: request.headers.clone(),
+            body_bytes: request.body.len(),
+        });
+        if short.is_none() {
+            let found = http::check(&request);
+            lock(&shared.broken).extend(found);
+        }
+        let act = || lock(&shared.store).act(&request);
+        let again = match fault {
+            Some(fault) => fault.play(wire, &request, act)?,
+            None => http::write_answer(wire, &request, &act()).map(|()| true)?,
+        };
+        if !again {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn take_fault(shared: &Shared, request: &Request) -> Option<Fault> {
+    let mut script = lock(&shared.script);
+    let at = script.iter().position(|rule| rule.fits(request))?;
+    Some(script.remove(at).fault)
+}
