@@ -123,9 +123,9 @@ impl Version {
         copy_all(
             &here.join("plugin-api/src"),
             &root.join("plugin-api/src"),
-            &|file, text| {
-                let name = format!("src/{file}");
-                let changes = self.changes.iter().filter(|change| change.file == name);
+            &|path, text| {
+                let changed = |change: &&Change| path == here.join("plugin-api").join(change.file);
+                let changes = self.changes.iter().filter(changed);
                 changes.fold(text, |text, change| replaced(&text, change.from, change.to))
             },
         );
@@ -178,7 +178,7 @@ fn next_host() -> PathBuf {
         copy_all(
             &repository().join("host/src/plugin"),
             &host.join("src/plugin"),
-            &|file, text| match file {
+            &|path, text| match path.file_name().and_then(|name| name.to_str()).unwrap() {
                 "host_table.rs" => {
                     let text = replaced(
                         &text,
@@ -221,14 +221,14 @@ fn write(path: &Path, text: &str) {
 }
 
 /// Copies a tree of sources through `change`, which gets each file's name and text.
-fn copy_all(from: &Path, to: &Path, change: &dyn Fn(&str, String) -> String) {
+fn copy_all(from: &Path, to: &Path, change: &dyn Fn(&Path, String) -> String) {
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let (path, name) = (entry.path(), entry.file_name());
         if path.is_dir() {
             copy_all(&path, &to.join(name), change);
         } else {
             let text = std::fs::read_to_string(&path).unwrap();
-            write(&to.join(&name), &change(name.to_str().unwrap(), text));
+            write(&to.join(&name), &change(&path, text));
         }
     }
 }

@@ -87,9 +87,16 @@ fn w69_options_to_a_server_that_goes_down_are_refused_with_that() {
         handshake.agree(OPT_LIST, b"").expect("a list");
         // The server wakes up for the option, and before it looks the signal comes.
         let log = stage.dir.path().join("strace");
-        let slow = Trace::attach(&stage.server, &log, "poll,ppoll", "delay_exit=600000");
+        let slow = Trace::attach(
+            &stage.server,
+            &log,
+            "poll,ppoll,restart_syscall",
+            "delay_exit=1500000",
+        );
+        // A call that was under way when the tracer came begins again under its eyes.
+        thread::sleep(Duration::from_millis(500));
         handshake.send(option, &data).expect("sent");
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(500));
         stage.server.signal(Signal::TERM);
         assert_eq!(handshake.ended(option), expected);
         handshake.line.ends();
