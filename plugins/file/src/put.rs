@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use nbd_rs_plugin::{Body, Condition, Error, Kind, ObjectFlags, ObjectMode, Put, Result};
-use rustix::fs::{statat, AtFlags, FileType, OFlags, Stat};
+use rustix::fs::{fstat, statat, AtFlags, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::directory::{etag, Directory};
@@ -70,7 +70,7 @@ impl Directory {
         // A refusal now saves the writing.
         self.check(name, &parent, condition)?;
         let mut temporary = match Temporary::new(&self.root, &parent) {
-            Err(Errno::NOENT) => return self.again(),
+            Err(error) if is_removed(&parent, error) => return self.again(),
             made => or_failed(made, &self.root, name.as_str())?,
         };
         let named = |error: Error| error.context(self.path_of(name).display());
@@ -84,7 +84,7 @@ impl Directory {
             }
         };
         match published {
-            Err(Errno::NOENT) => return self.again(),
+            Err(error) if is_removed(&parent, error) => return self.again(),
             Err(Errno::EXIST) => return Err(self.exists(name, &parent)),
             published => or_failed(published, &self.root, name.as_str())?,
         }
@@ -169,6 +169,13 @@ impl Directory {
         single::prepare(&file, &path, mode)?;
         Ok((file, path))
     }
+}
+
+/// Whether something failed because its directory was removed. ext4 answers EPERM to a file without
+/// a name in such a one, and others ENOENT.
+fn is_removed(parent: &File, error: Errno) -> bool {
+    let unlinked = || fstat(parent).is_ok_and(|stat| stat.st_nlink == 0);
+    error == Errno::NOENT || (error == Errno::PERM && unlinked())
 }
 
 /// It has the name; whether that survives is not known.

@@ -77,12 +77,6 @@ impl Root {
         })
     }
 
-    /// The same, looking names up in this way.
-    #[cfg(test)]
-    pub fn with_lookup(self, lookup: Lookup) -> Self {
-        Self { lookup, ..self }
-    }
-
     /// The opened directory itself.
     pub fn dir(&self) -> &File {
         &self.dir
@@ -192,7 +186,18 @@ impl Root {
     /// # Errors
     /// The system's.
     pub fn directory(&self, name: &str) -> Result<File, Errno> {
-        self.lookup(name, DIRECTORY).map(File::from)
+        match self.lookup(name, DIRECTORY) {
+            // Without O_DIRECTORY it would have been ELOOP.
+            Err(Errno::NOTDIR) if self.is_symlink(name) => Err(Errno::LOOP),
+            opened => opened.map(File::from),
+        }
+    }
+
+    fn is_symlink(&self, name: &str) -> bool {
+        match self.lookup(name, OFlags::PATH).and_then(fstat) {
+            Ok(stat) => is_kind(&stat, FileType::Symlink),
+            Err(error) => error == Errno::LOOP,
+        }
     }
 
     /// Opens a directory, made if it is missing and the ones above it too; `made` is told the
@@ -238,4 +243,56 @@ pub fn failed(error: Errno, doing: impl std::fmt::Display) -> Error {
         error.kind = Kind::Io;
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn both(path: &Path) -> [Root; 2] {
+        [Lookup::Kernel, Lookup::Stepwise].map(|lookup| Root {
+            lookup,
+            ..Root::open(path).unwrap()
+        })
+    }
+
+    /// Old kernels and sandboxes have no `openat2`; what they do must be the same.
+    #[test]
+    fn u04_both_ways_to_look_up_stay_below_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        std::fs::write(root.join("a/b/file"), "x").unwrap();
+        symlink(dir.path(), root.join("up")).unwrap();
+        symlink("file", root.join("a/b/link")).unwrap();
+        symlink("/proc/self/root", root.join("magic")).unwrap();
+        for root in both(&root) {
+            let lookup = |name| root.lookup(name, OFlags::RDONLY).map(drop);
+            assert_eq!(lookup("a/b/file"), Ok(()), "{root:?}");
+            assert_eq!(lookup("a/b"), Ok(()), "{root:?}");
+            assert_eq!(lookup(""), Ok(()), "{root:?}");
+            assert_eq!(lookup("a/none"), Err(Errno::NOENT), "{root:?}");
+            assert_eq!(lookup("none/none"), Err(Errno::NOENT), "{root:?}");
+            assert_eq!(lookup("a/b/file/x"), Err(Errno::NOTDIR), "{root:?}");
+            for name in ["up", "up/root/a/b/file", "a/b/link", "magic/etc/passwd"] {
+                assert_eq!(lookup(name), Err(Errno::LOOP), "{name} {root:?}");
+            }
+            let directory = |name| root.directory(name).map(drop);
+            assert_eq!(directory("a/b"), Ok(()), "{root:?}");
+            assert_eq!(directory("up"), Err(Errno::LOOP), "{root:?}");
+            assert_eq!(directory("a/b/file"), Err(Errno::NOTDIR), "{root:?}");
+            let stat = root.lookup("a/b/file", OFlags::PATH).and_then(fstat);
+            assert_eq!(stat.unwrap().st_size, 1);
+        }
+    }
+
+    #[test]
+    fn u04_another_file_system_below_the_root_is_not_entered() {
+        for root in both(Path::new("/")) {
+            let entered = root.lookup("proc/version", OFlags::RDONLY).map(drop);
+            assert_eq!(entered, Err(Errno::XDEV), "{root:?}");
+        }
+    }
 }

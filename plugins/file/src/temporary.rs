@@ -322,3 +322,66 @@ pub fn or_failed<T>(result: Result<T, Errno>, root: &Root, name: &str) -> Result
         _ => root.failed(error, name),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Body {
+        nbd_rs_plugin::Bytes::from(text.as_bytes().to_vec()).into()
+    }
+
+    /// On file systems without O_TMPFILE every put goes this way.
+    #[test]
+    fn c19_named_files_become_objects_and_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let path = dir.path().join("object");
+        let read = || std::fs::read_to_string(&path).unwrap();
+
+        let first = Temporary::named(&root).unwrap();
+        first.fill(&text("first")).unwrap();
+        first.publish_new(root.dir(), "object").unwrap();
+        drop(first);
+        assert_eq!(read(), "first");
+        let second = Temporary::named(&root).unwrap();
+        second.fill(&text("second")).unwrap();
+        let refused = second.publish_new(root.dir(), "object");
+        assert_eq!((refused, read().as_str()), (Err(Errno::EXIST), "first"));
+        drop(second);
+        let mut third = Temporary::named(&root).unwrap();
+        third.fill(&text("third")).unwrap();
+        third.publish(root.dir(), "object").unwrap();
+        drop(third);
+        assert_eq!(read(), "third");
+        tidy(&root);
+        assert!(!dir.path().join(TEMPORARY).exists());
+    }
+
+    #[test]
+    fn who_writes_is_not_taken_for_a_leftover() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let writer = Temporary::named(&root).unwrap();
+        let name = writer.name.as_ref().unwrap().name.clone();
+        assert!(is_ours(&name), "{name}");
+        clean(&root).unwrap();
+        writer.fill(&text("kept")).unwrap();
+        writer.publish_new(root.dir(), "object").unwrap();
+        assert_eq!(std::fs::read(dir.path().join("object")).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_directory_for_files_on_their_way_may_go_while_others_want_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..2000).for_each(|_| tidy(&root)));
+            scope.spawn(|| (0..200).for_each(|_| clean(&root).unwrap()));
+            for _ in 0..200 {
+                let mut file = Temporary::named(&root).unwrap();
+                file.publish(root.dir(), "object").unwrap();
+            }
+        });
+    }
+}

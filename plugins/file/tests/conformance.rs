@@ -1,24 +1,11 @@
 //! What every backend must show, shown by this one: on a directory of objects, and on one file.
 
-use std::path::Path;
+mod common;
 
-use nbd_rs_file::backend::FileBackend;
-use nbd_rs_plugin::conformance::host::{block_on, host};
+use common::open;
+use nbd_rs_plugin::conformance::host::block_on;
 use nbd_rs_plugin::conformance::{run, Options, Outcome, Report};
-use nbd_rs_plugin::{export_backend, Next, OpenFlags, OpenRequest};
-
-fn open(path: &Path, flags: OpenFlags) -> Next {
-    let request = OpenRequest {
-        scheme: "file".into(),
-        target: path.to_str().expect("a path in UTF-8").into(),
-        options: Vec::new().into(),
-        flags,
-        inner: None.into(),
-        reserved: [0; 4],
-    };
-    let opened = block_on(FileBackend::open(host(), request));
-    Next::from(export_backend(opened.expect("the store opens")))
-}
+use nbd_rs_plugin::OpenFlags;
 
 fn seed() -> u64 {
     let given = std::env::var("NBD_RS_TEST_SEED");
