@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::disk::{Loop, Mount};
 use crate::server::Serve;
-use crate::stage::Stage;
+use crate::stage::{assert_logged, Stage};
 use crate::tools::{present, present_as_root, run};
 
 /// What `info --json` says of a path.
@@ -34,11 +34,7 @@ fn a_file_that_nobody_initialised_is_served_as_it_is() {
     let copy = stage.path("copy");
     run("nbdcopy", &[&url, &copy.display().to_string()]);
     assert!(fs::read(&copy).unwrap() == bytes);
-    assert!(
-        server.log().contains("the first 69632 bytes only"),
-        "{}",
-        server.log()
-    );
+    assert_logged(&server, "the first 69632 bytes only");
     server.stop();
     assert!(fs::read(&image).unwrap() == bytes);
     assert_eq!(
@@ -56,12 +52,8 @@ fn an_empty_file_is_served_with_a_warning() {
     let said = stage.type_in("info raw file:empty");
     assert!(said.worked().contains("size         0 bytes\n"), "{said:?}");
     let server = Serve::raw("x", &image).unix(&stage.path("sock")).start();
-    assert!(server.log().contains("is empty"), "{}", server.log());
-    assert!(
-        server.log().contains("init --force --size"),
-        "{}",
-        server.log()
-    );
+    assert_logged(&server, "is empty");
+    assert_logged(&server, "init --force --size");
     server.stop();
 }
 
@@ -72,13 +64,7 @@ fn assert_read_only(stage: &Stage, image: &Path) {
     let flags = told["flags"].as_array().unwrap();
     assert!(flags.iter().any(|flag| flag == "READ_ONLY"), "{flags:?}");
     let server = Serve::raw("x", image).unix(&stage.path("sock")).start();
-    assert!(
-        server
-            .log()
-            .contains("can't be written, so it is read-only"),
-        "{}",
-        server.log()
-    );
+    assert_logged(&server, "can't be written, so it is read-only");
     if present(&["nbdinfo"]) {
         let url = format!("nbd+unix:///x?socket={}", stage.path("sock").display());
         run("nbdinfo", &["--is", "read-only", &url]);

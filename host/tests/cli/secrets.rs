@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use crate::server::{binary, Serve};
-use crate::stage::{Said, Stage};
+use crate::stage::{assert_logged, Said, Stage};
 
 /// Long enough to be looked for, and in no other word.
 const PASSWORD: &str = "cAnArY-pAsSwOrD-0123456789";
@@ -166,8 +166,8 @@ fn u1_a_server_shows_no_secret_in_its_log_and_in_the_list_of_processes() {
         "a word without a secret changed: {words:?}"
     );
     assert_eq!(words.last(), Some(&""), "the line ends where it ended");
+    assert_logged(&server, "log-store opens");
     assert_clean("the log", &server.log());
-    assert!(server.log().contains("log-store opens"), "{}", server.log());
     let status = fs::read_to_string(format!("/proc/{id}/comm")).unwrap();
     assert_eq!(status.trim(), "nbd-rs");
     server.stop();

@@ -3,10 +3,12 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::{tempdir, TempDir};
 
-use crate::server::binary;
+use crate::server::{binary, Server};
 
 /// What a command said, and how it ended.
 #[derive(Debug)]
@@ -37,6 +39,16 @@ impl Said {
             assert!(line.contains(word), "{word:?} is missing: {line}");
         }
         line
+    }
+}
+
+/// Waits until a server has logged these words: another thread reads its log.
+#[track_caller]
+pub(crate) fn assert_logged(server: &Server, words: &str) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !server.log().contains(words) {
+        assert!(Instant::now() < until, "no {words:?} in {}", server.log());
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
