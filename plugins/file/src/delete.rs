@@ -80,9 +80,13 @@ impl Directory {
     }
 
     /// Removes a directory below the root and those above it, as far as they are empty; gives the
-    /// first that stays. A put that wanted to use one of them begins again.
+    /// first that stays. A put that wanted to use one of them makes it again.
     pub(crate) fn prune<'a>(&self, directory: &'a str) -> &'a str {
         let mut left = directory;
+        // An empty directory that stays does no harm.
+        let Ok(_held) = self.gate().and_then(|gate| gate.enter()) else {
+            return left;
+        };
         while !left.is_empty() {
             let above = directory_of(left);
             let leaf = left.rsplit('/').next().unwrap_or(left);

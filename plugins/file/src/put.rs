@@ -37,8 +37,8 @@ impl Directory {
         fill: impl Fn(&Temporary<'_>) -> Result<()>,
     ) -> Result<(File, Stat)> {
         self.gate()?;
-        for _ in 0..ATTEMPTS {
-            let placed = self.try_place(name, condition, &fill);
+        for attempt in 0..ATTEMPTS {
+            let placed = self.try_place(name, condition, &fill, attempt > 0);
             if placed.is_err() {
                 // A directory that was made for it.
                 self.prune(name.directory());
@@ -55,15 +55,22 @@ impl Directory {
         Err(Error::new(Kind::Transient, text))
     }
 
-    /// One attempt; `None` if the directory was removed meanwhile.
+    /// One attempt; `None` if the directory was removed meanwhile. With `closed` no delete of this
+    /// store's can do so while the file is made: a directory whose name is being synced would
+    /// lose every race with one.
     fn try_place(
         &self,
         name: &Name,
         condition: &Condition,
         fill: &impl Fn(&Temporary<'_>) -> Result<()>,
+        closed: bool,
     ) -> Result<Option<(File, Stat)>> {
         let removed = |error: &Error| error.errno == Errno::NOENT.raw_os_error();
-        let parent = match self.parent(name) {
+        let held = match closed {
+            true => Some(self.gate()?.enter()?),
+            false => None,
+        };
+        let mut parent = match self.parent(name) {
             Err(error) if removed(&error) => return self.again(),
             parent => parent?,
         };
@@ -73,10 +80,17 @@ impl Directory {
             Err(error) if is_removed(&parent, error) => return self.again(),
             made => or_failed(made, &self.root, name.as_str())?,
         };
+        drop(held);
         let named = |error: Error| error.context(self.path_of(name).display());
         fill(&temporary).map_err(named)?;
         let published = {
             let _held = self.gate()?.enter()?;
+            if is_unlinked(&parent) {
+                parent = match self.parent(name) {
+                    Err(error) if removed(&error) => return self.again(),
+                    parent => parent?,
+                };
+            }
             self.check(name, &parent, condition)?;
             match condition {
                 Condition::IfAbsent => temporary.publish_new(&parent, name.leaf()),
@@ -174,8 +188,11 @@ impl Directory {
 /// Whether something failed because its directory was removed. ext4 answers EPERM to a file without
 /// a name in such a one, and others ENOENT.
 fn is_removed(parent: &File, error: Errno) -> bool {
-    let unlinked = || fstat(parent).is_ok_and(|stat| stat.st_nlink == 0);
-    error == Errno::NOENT || (error == Errno::PERM && unlinked())
+    error == Errno::NOENT || (error == Errno::PERM && is_unlinked(parent))
+}
+
+fn is_unlinked(dir: &File) -> bool {
+    fstat(dir).is_ok_and(|stat| stat.st_nlink == 0)
 }
 
 /// It has the name; whether that survives is not known.
