@@ -20,6 +20,8 @@ pub struct Location {
     pub store: Hop,
     /// What stands behind the store's scheme, up to the query, still percent-encoded.
     pub target: String,
+    /// Options of the layout, which no plugin sees.
+    layout: Vec<Given>,
     masked: String,
     secrets: Vec<String>,
 }
@@ -80,6 +82,14 @@ impl Location {
     /// # Errors
     /// [`Kind::Invalid`] with the place and a hint; whatever `lookup` says of an unknown scheme.
     pub fn parse(text: &str, lookup: &Lookup<'_>) -> Result<Self> {
+        Self::parse_with(text, lookup, &[])
+    }
+
+    /// The same for a layout that has options of its own: these names in the query are its.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_with(text: &str, lookup: &Lookup<'_>, layout: &[&str]) -> Result<Self> {
         if text.contains('\0') {
             return Err(invalid("a location can't contain a NUL"));
         }
@@ -95,7 +105,8 @@ impl Location {
                 "no port stands behind the last colon{hint}"
             )));
         }
-        location.take_options(query.unwrap_or(""), lookup)?;
+        let query = location.take_layout_options(query.unwrap_or(""), layout)?;
+        location.take_options(&query, lookup)?;
         location.masked = location.mask();
         location.secrets = location.find_secrets();
         Ok(location)
@@ -119,9 +130,37 @@ impl Location {
             links: hops.into_iter().map(hop).collect(),
             store: hop(store),
             target: target.to_owned(),
+            layout: Vec::new(),
             masked: String::new(),
             secrets: Vec::new(),
         })
+    }
+
+    /// Takes the layout's options out of the query; the rest is the chain's.
+    fn take_layout_options(&mut self, query: &str, known: &[&str]) -> Result<String> {
+        let mut rest = Vec::new();
+        for pair in query.split('&') {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if !known.contains(&key) {
+                rest.push(pair);
+                continue;
+            }
+            if self.layout_option(key).is_some() {
+                return Err(invalid(format!("option {key} is given twice")));
+            }
+            self.layout.push(Given {
+                name: key.to_owned(),
+                value: decode(value)?,
+                secret: false,
+            });
+        }
+        Ok(rest.join("&"))
+    }
+
+    /// An option of the layout, if it was given.
+    pub fn layout_option(&self, name: &str) -> Option<&str> {
+        let given = self.layout.iter().find(|given| given.name == name)?;
+        Some(&given.value)
     }
 
     fn take_options(&mut self, query: &str, lookup: &Lookup<'_>) -> Result<()> {
@@ -224,6 +263,11 @@ impl Location {
                 }
                 text += &format!("{given:?}");
             }
+        }
+        for given in &self.layout {
+            text.push(separator);
+            separator = '&';
+            text += &format!("{given:?}");
         }
         printable(&text, 4096)
     }
@@ -415,6 +459,25 @@ mod tests {
         assert_eq!(format!("{:?}", location.links[0].options), "[size=1GiB]");
         assert_eq!(format!("{:?}", location.links[1].options), "[attempts=8]");
         assert_eq!(format!("{:?}", location.store.options), "[region=eu-west]");
+    }
+
+    #[test]
+    fn options_of_the_layout_are_not_shown_to_the_chain() {
+        let text = "s3://b/p?region=a&fencing=external&cache=no";
+        assert!(parse(text).is_err());
+        let lookup = |_: &str| {
+            let s3 = Description::store("s3", "1");
+            let s3 = s3.option(OptionSpec::new("region", OptionKind::TEXT, ""));
+            Ok(&*Box::leak(Box::new(s3)))
+        };
+        let parse = |text: &str| Location::parse_with(text, &lookup, &["fencing", "way"]);
+        let location = parse("s3://b/p?region=a&fencing=ext%65rnal").unwrap();
+        assert_eq!(location.layout_option("fencing"), Some("external"));
+        assert_eq!(location.layout_option("way"), None);
+        assert_eq!(location.store.option_values().len(), 1);
+        assert_eq!(location.to_string(), "s3://b/p?region=a&fencing=external");
+        assert!(parse("s3://b/p?fencing=a&fencing=b").is_err());
+        assert!(parse("s3://b/p?fencing=a&shape=b").is_err());
     }
 
     #[test]

@@ -32,3 +32,18 @@ pub fn handle() -> &'static Handle {
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     handle().block_on(future)
 }
+
+/// Waits for a future, so long at the most, on any thread.
+///
+/// # Errors
+/// If it took longer.
+pub async fn timeout<T>(
+    most: std::time::Duration,
+    future: impl Future<Output = T>,
+) -> Result<T, tokio::time::error::Elapsed> {
+    let timeout = {
+        let _entered = handle().enter();
+        tokio::time::timeout(most, future)
+    };
+    timeout.await
+}

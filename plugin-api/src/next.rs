@@ -42,14 +42,31 @@ impl Next {
     pub fn try_get(&self, key: &str, range: Range, flags: GetFlags) -> Option<Result<Got>> {
         self.0.get(key.into(), range, flags).now().ok()
     }
+    /// The get, answered or not yet started.
+    pub fn start_get<'a>(
+        &'a self,
+        key: &'a str,
+        range: Range,
+        flags: GetFlags,
+    ) -> Started<'a, Got> {
+        self.0.get(key.into(), range, flags)
+    }
+    /// The put, answered or not yet started.
+    pub fn start_put<'a>(&'a self, key: &'a str, body: Body, how: Condition) -> Started<'a, Put> {
+        self.0.put(key.into(), body, how)
+    }
+    /// The head, answered or not yet started.
+    pub fn start_head<'a>(&'a self, key: &'a str, flags: GetFlags) -> Started<'a, Meta> {
+        self.0.head(key.into(), flags)
+    }
     pub async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
-        self.0.get(key.into(), range, flags).wait().await
+        self.start_get(key, range, flags).wait().await
     }
     pub async fn put(&self, key: &str, body: Body, condition: Condition) -> Result<Put> {
-        self.0.put(key.into(), body, condition).wait().await
+        self.start_put(key, body, condition).wait().await
     }
     pub async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
-        self.0.head(key.into(), flags).wait().await
+        self.start_head(key, flags).wait().await
     }
     pub async fn delete(&self, keys: Vec<String>) -> Result<Vec<Result<()>>> {
         let keys = keys.into_iter().map(RString::from).collect();

@@ -2,12 +2,15 @@
 
 use abi_stable::std_types::{RNone, ROption, RSome, RString};
 use nbd_rs_plugin::abi::DynBackend;
-use nbd_rs_plugin::{Next, ObjectMode, OpenFlags, OpenRequest, Result};
+use nbd_rs_plugin::{
+    Body, Capabilities, Condition, GetFlags, Got, Meta, Next, ObjectMode, OpenFlags, OpenRequest,
+    Page, Put, Range, Result,
+};
 
 use super::guard::{guard, without_secrets};
-use super::Object;
+use super::{Answer, Object};
 use crate::location::{Hop, Location};
-use crate::plugin::Registry;
+use crate::plugin::{call, Registry};
 
 /// The outer end of an opened chain: all that a layout may ask.
 #[derive(Clone, Debug)]
@@ -40,21 +43,50 @@ impl Chain {
         &self.0
     }
 
+    /// What the whole chain can do and promises.
+    pub fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    /// Reads a part of an object.
+    pub fn get(&self, key: String, range: Range, flags: GetFlags) -> Answer<Got> {
+        call::get(&self.0, key, range, flags)
+    }
+
+    /// Stores a whole object.
+    pub fn put(&self, key: String, body: Body, condition: Condition) -> Answer<Put> {
+        call::put(&self.0, key, body, condition)
+    }
+
+    /// Size and ETag of an object.
+    pub fn head(&self, key: String, flags: GetFlags) -> Answer<Meta> {
+        call::head(&self.0, key, flags)
+    }
+
+    /// Deletes objects: a result for each.
+    pub fn delete(&self, keys: Vec<String>) -> Answer<Vec<Result<()>>> {
+        let next = self.0.clone();
+        Answer::later(async move { next.delete(keys).await })
+    }
+
+    /// A page of the names that begin with `prefix` and come after `after`.
+    pub fn list(&self, prefix: String, after: Option<String>) -> Answer<Page> {
+        let next = self.0.clone();
+        Answer::later(async move { next.list(&prefix, after.as_deref()).await })
+    }
+
+    /// Makes durable all that was acknowledged before it.
+    pub fn flush(&self) -> Answer<()> {
+        let next = self.0.clone();
+        Answer::later(async move { next.flush().await })
+    }
+
     /// Opens one object to read and write inside it.
     ///
     /// # Errors
     /// See [`nbd_rs_plugin::Backend::open_object`].
     pub async fn open_object(&self, key: &str, mode: ObjectMode) -> Result<Object> {
         self.0.open_object(key, mode).await.map(Object::from)
-    }
-
-    /// Deletes one object.
-    ///
-    /// # Errors
-    /// See [`nbd_rs_plugin::Backend::delete`].
-    pub async fn delete(&self, key: &str) -> Result<()> {
-        let results = self.0.delete(vec![key.to_owned()]).await?;
-        results.into_iter().collect()
     }
 
     /// Closes every plugin, from the outermost in.

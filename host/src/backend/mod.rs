@@ -64,6 +64,14 @@ impl Object {
         Answer::later(async move { object.prefetch(offset, len).await })
     }
 
+    /// Grows or cuts it; new space reads as zeros.
+    ///
+    /// # Errors
+    /// See [`nbd_rs_plugin::Object::resize`].
+    pub async fn resize(&self, size: u64) -> Result<()> {
+        self.0.resize(size).await
+    }
+
     /// Makes durable what was acknowledged.
     ///
     /// # Errors

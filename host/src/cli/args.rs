@@ -38,6 +38,8 @@ Exit codes:
   2  the command line is wrong; nothing was opened or changed
   3  serve: something acknowledged may not be durable
   4  serve: requests did not end within 30 seconds
+  5  check: data is lost
+  75 serve: another server took a volume over
   128 + the signal's number: serve was told twice to stop";
 
 /// Options of every command.
@@ -68,6 +70,12 @@ pub enum Command {
     Destroy(Destroy),
     /// Say what a volume is and what its chain can do.
     Info(Info),
+    /// Compare a volume with its objects; nothing is changed.
+    #[command(after_help = CHECK_HELP)]
+    Check(Check),
+    /// Grow a volume that is not being served.
+    #[command(after_help = "Example: nbd-rs resize --size 200Gi sharded s3://bucket/prefix/")]
+    Resize(Resize),
     /// List the plugins that were found, and what was refused and why.
     Plugins(Plugins),
 }
@@ -80,12 +88,25 @@ A client that names no export gets the first one. SIGTERM and SIGINT end the ser
 what is in flight, flushes, and exits with 0; with 3 if something acknowledged may not be durable,
 with 4 if requests did not end within 30 seconds. A second signal ends it at once.";
 
+const CHECK_HELP: &str = "\
+Findings:
+  missing  an object that was written is gone: its data is lost
+  damaged  an object is not as it was put: data is lost
+  orphan   a leftover of a shard that reads as zeros: harmless
+  foreign  an object under the volume's name that is none of its own: harmless
+
+Exits with 0 if no data is lost, with 5 if some is, and with 1 if that can't be found out. While the
+volume is served, a finding may be a change that is going on.";
+
 /// `nbd-rs init`.
 #[derive(Debug, Args)]
 pub struct Init {
     /// The size: bytes, or K M G T P with an optional i or iB (powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = parse_volume_size, allow_hyphen_values = true)]
     pub size: u64,
+    /// sharded: the size of its shards, a power of two from 64Ki to 64Mi [default: 4Mi].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub shard_size: Option<u64>,
     /// Start an empty volume even where one exists. Its contents are lost.
     #[arg(long)]
     pub force: bool,
@@ -112,6 +133,10 @@ pub struct Serve {
     /// Refuse every change.
     #[arg(long)]
     pub read_only: bool,
+    /// sharded: serve volumes even if another server has them; that server is shut out and exits
+    /// with 75.
+    #[arg(long, conflicts_with = "read_only")]
+    pub takeover: bool,
     /// Permissions of unix sockets, octal.
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = parse_mode)]
     pub socket_mode: u32,
@@ -142,6 +167,31 @@ pub struct Info {
     pub volume: VolumeArgs,
 }
 
+/// `nbd-rs check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Read every shard and compare it with its checksums.
+    #[arg(long)]
+    pub deep: bool,
+    /// For scripts.
+    #[arg(long)]
+    pub json: bool,
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
+/// `nbd-rs resize`.
+#[derive(Debug, Args)]
+pub struct Resize {
+    /// The new size, larger than the old one.
+    #[arg(long, value_name = "SIZE", value_parser = parse_volume_size, allow_hyphen_values = true)]
+    pub size: u64,
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
 /// `nbd-rs plugins`.
 #[derive(Debug, Args)]
 pub struct Plugins {
@@ -156,7 +206,7 @@ pub struct Plugins {
 /// A volume: layout and location.
 #[derive(Debug, Args)]
 pub struct VolumeArgs {
-    /// The layout: raw.
+    /// The layout: raw or sharded.
     pub driver: String,
     /// Where the volume lives, such as file:/path or cache+retry+s3://bucket/prefix/.
     pub driver_cfg: String,

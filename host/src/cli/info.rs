@@ -6,7 +6,7 @@ use serde_json::json;
 use super::args::Info;
 use super::{say, volume, Done};
 use crate::export::Export;
-use crate::layout::open::Volume;
+use crate::layout::open::{Facts, Volume};
 use crate::nbd::validate::{transmission_flags, Agreement};
 use crate::nbd::wire::constants::flag;
 use crate::nbd::wire::Framing;
@@ -28,9 +28,6 @@ const FLAG_NAMES: [(u16, &str); 11] = [
     (flag::BLOCK_STATUS_PAYLOAD, "BLOCK_STATUS_PAYLOAD"),
 ];
 
-/// What a flush means over the raw layout.
-pub(super) const RAW_FLUSH: &str = "synced to the image's own disk (fdatasync)";
-
 /// The names of the flags that a client with every extension would see.
 fn flag_names(export: &Export) -> Vec<&'static str> {
     let agreement = Agreement {
@@ -48,16 +45,17 @@ fn flag_names(export: &Export) -> Vec<&'static str> {
 /// If the volume can't be opened.
 pub(super) fn print(args: &Info, registry: &Registry) -> Done<()> {
     let (volume, export) = volume::look(&args.volume, registry)?;
+    let facts = runtime::block_on(volume.facts(registry))?;
     match args.json {
-        true => say(format_args!("{:#}", json(&volume, &export))),
-        false => say(text(&volume, &export)),
+        true => say(format_args!("{:#}", json(&volume, &export, facts.as_ref()))),
+        false => say(text(&volume, &export, facts.as_ref())),
     }
     Ok(runtime::block_on(export.release())?)
 }
 
-fn json(volume: &Volume, export: &Export) -> serde_json::Value {
+fn json(volume: &Volume, export: &Export, facts: Option<&Facts>) -> serde_json::Value {
     let sizes = export.block_sizes();
-    json!({
+    let mut json = json!({
         "layout": volume.driver.to_string(),
         "location": volume.location.to_string(),
         "size": export.size(),
@@ -68,8 +66,25 @@ fn json(volume: &Volume, export: &Export) -> serde_json::Value {
         },
         "read_only": export.is_read_only(),
         "flags": flag_names(export),
-        "flush": RAW_FLUSH,
-    })
+        "flush": export.flush_means(),
+    });
+    if let Some(facts) = facts {
+        let owner = facts.owner.as_ref();
+        json["uuid"] = json!(facts.record.uuid.to_string());
+        json["way"] = json!(facts.record.way.to_string());
+        json["created"] = json!(facts.record.created_s);
+        json["shard_size"] = json!(facts.record.shard_bytes);
+        json["shards"] = json!({
+            "never": facts.shards[0],
+            "intended": facts.shards[1],
+            "written": facts.shards[2],
+        });
+        json["owner"] = json!(owner.map(|(who, standing)| json!({
+            "who": who,
+            "standing": standing,
+        })));
+    }
+    json
 }
 
 /// `1 MiB (1048576 bytes)`, or `1000 bytes`.
@@ -88,9 +103,31 @@ pub(super) fn access(export: &Export) -> &'static str {
     }
 }
 
-fn text(volume: &Volume, export: &Export) -> String {
+/// What a sharded volume has besides.
+fn facts_lines(facts: &Facts) -> Vec<(&'static str, String)> {
+    let [never, intended, written] = facts.shards;
+    let shard = display_size(facts.record.shard_bytes);
+    let owner = match &facts.owner {
+        Some((who, standing)) => format!("{who} ({standing})"),
+        None => "nobody yet".to_owned(),
+    };
+    vec![
+        ("uuid", facts.record.uuid.to_string()),
+        (
+            "shards",
+            format!("{} of {shard}, {}", facts.record.shards(), facts.record.way),
+        ),
+        (
+            "states",
+            format!("{written} written, {intended} reserved, {never} never"),
+        ),
+        ("owner", owner),
+    ]
+}
+
+fn text(volume: &Volume, export: &Export, facts: Option<&Facts>) -> String {
     let sizes = export.block_sizes();
-    let lines = [
+    let mut lines = vec![
         ("layout", volume.driver.to_string()),
         ("location", volume.location.to_string()),
         ("size", size(export.size())),
@@ -100,9 +137,12 @@ fn text(volume: &Volume, export: &Export) -> String {
             format!("minimum {}, preferred {}", sizes.minimum, sizes.preferred),
         ),
         ("max payload", display_size(u64::from(sizes.maximum))),
-        ("flush", RAW_FLUSH.to_owned()),
+        ("flush", export.flush_means().to_owned()),
         ("flags", flag_names(export).join(" ")),
     ];
-    let lines = lines.map(|(name, value)| format!("{name:<13}{value}"));
-    lines.join("\n")
+    lines.extend(facts.map(facts_lines).unwrap_or_default());
+    let lines = lines
+        .iter()
+        .map(|(name, value)| format!("{name:<13}{value}"));
+    lines.collect::<Vec<_>>().join("\n")
 }

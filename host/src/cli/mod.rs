@@ -2,7 +2,9 @@
 
 pub mod args;
 mod argv;
+mod check;
 mod info;
+mod progress;
 mod serve;
 mod usage;
 mod volume;
@@ -98,6 +100,8 @@ fn run(cli: Cli) -> Done<ExitCode> {
         Command::Init(args) => volume::init(&args, &registry)?,
         Command::Destroy(args) => volume::destroy(&args, &registry)?,
         Command::Info(args) => info::print(&args, &registry)?,
+        Command::Check(args) => return check::run(&args, &registry),
+        Command::Resize(args) => volume::resize(&args, &registry)?,
         Command::Serve(args) => return serve::run(args, &registry),
         Command::Plugins(_) => {}
     }

@@ -8,7 +8,7 @@ use percent_encoding::{percent_encode, utf8_percent_encode, AsciiSet, NON_ALPHAN
 use tokio::signal::unix::{signal, Signal, SignalKind};
 
 use super::args::Serve;
-use super::info::{access, RAW_FLUSH};
+use super::info::access;
 use super::{say, volume, Done, Trouble};
 use crate::error::{quoted as named, Error, Kind, Result};
 use crate::export::Export;
@@ -26,6 +26,8 @@ const DEFAULT_ADDRESS: &str = "127.0.0.1:10809";
 const NOT_FLUSHED: u8 = 3;
 /// Exit code: requests in flight did not come to their end.
 const NOT_FINISHED: u8 = 4;
+/// Exit code: another server took a volume over (EX_TEMPFAIL of sysexits.h).
+const TAKEN_OVER: u8 = 75;
 /// What a write beyond the file-size limit raises; without a handler it kills.
 const SIGXFSZ: i32 = 25;
 
@@ -40,23 +42,47 @@ pub(super) fn run(args: Serve, registry: &Registry) -> Done<ExitCode> {
     // The doors come first: somebody else's server there is noticed before a volume is locked.
     let bind = |address: &Address| Listener::bind(address, args.socket_mode);
     let listeners: Vec<Listener> = addresses.iter().map(bind).collect::<Result<_>>()?;
-    let exports = open_exports(asked, args.read_only, registry)?;
+    let access = Access::serving(args.read_only, args.takeover);
+    let exports = open_exports(asked, access, registry)?;
     announce(&listeners, &exports);
     let limits = Limits {
         connections: args.max_connections,
         memory_bytes: args.memory,
     };
+    let all = exports.0.clone();
     let server = Server::start(listeners, exports, limits)?;
     say("ready");
-    let (_, name) = runtime::block_on(signals.next());
-    tracing::info!("{name}: finishing what is in flight");
+    let lost = runtime::block_on(async {
+        tokio::select! {
+            (_, name) = signals.next() => {
+                tracing::info!("{name}: finishing what is in flight");
+                false
+            }
+            (name, error) = lost(&all) => {
+                tracing::error!("export {name}: {error}; ending");
+                true
+            }
+        }
+    });
     runtime::handle().spawn(async move {
         let (number, name) = signals.next().await;
         tracing::warn!("{name} again: ending at once");
         // What was acknowledged is with the kernel: only the last flush is left out.
         std::process::exit(128 + number);
     });
-    Ok(judge(server))
+    let code = judge(server);
+    Ok(match lost {
+        true => ExitCode::from(TAKEN_OVER),
+        false => code,
+    })
+}
+
+/// Waits until a volume may not be served any longer.
+async fn lost(exports: &[Arc<Export>]) -> (String, Error) {
+    let each = exports
+        .iter()
+        .map(|export| Box::pin(async move { (named(&export.name, 80), export.lost().await) }));
+    futures_util::future::select_all(each).await.0
 }
 
 /// Stops the server; the exit code tells how that went.
@@ -111,16 +137,16 @@ fn understand(
 
 fn open_exports(
     asked: Vec<(String, Volume)>,
-    read_only: bool,
+    access: Access,
     registry: &Registry,
 ) -> Result<Exports> {
     let mut exports = Exports::default();
     for (name, volume) in asked {
         let shown = named(&name, 80);
-        let opened = volume::open(&volume, registry, Access::serving(read_only));
+        let opened = volume::open(&volume, registry, access);
         let layout = opened.map_err(|error| error.context(format_args!("export {shown}")))?;
         volume::warn_of_size(&volume, layout.size());
-        let export = Export::new(name, volume.to_string(), layout, read_only);
+        let export = Export::new(name, volume.to_string(), layout, access == Access::ReadOnly);
         exports.0.push(Arc::new(export));
     }
     Ok(exports)
@@ -134,7 +160,8 @@ fn announce(listeners: &[Listener], exports: &Exports) {
         let mode = access(export);
         let volume = &export.description;
         say(format_args!(
-            "export {name}: {size}, {mode}, {volume}; a flush is {RAW_FLUSH}"
+            "export {name}: {size}, {mode}, {volume}; a flush is {}",
+            export.flush_means()
         ));
     }
     for listener in listeners {

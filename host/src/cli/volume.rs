@@ -2,11 +2,12 @@
 
 use nbd_rs_plugin::options::display_size;
 
-use super::args::{Destroy, Init, VolumeArgs};
+use super::args::{Destroy, Init, Resize, VolumeArgs};
+use super::progress::Progress;
 use super::{argv, say, Done, Trouble};
 use crate::error::{Error, Kind, Result};
 use crate::export::Export;
-use crate::layout::open::{Access, Volume};
+use crate::layout::open::{Access, NewVolume, Volume};
 use crate::plugin::Registry;
 use crate::{runtime, secrets};
 
@@ -33,7 +34,7 @@ pub(super) fn parse(driver: &str, location: &str, registry: &Registry) -> Done<V
     Ok(volume)
 }
 
-fn of(args: &VolumeArgs, registry: &Registry) -> Done<Volume> {
+pub(super) fn of(args: &VolumeArgs, registry: &Registry) -> Done<Volume> {
     parse(&args.driver, &args.driver_cfg, registry)
 }
 
@@ -44,7 +45,16 @@ pub(super) fn init(args: &Init, registry: &Registry) -> Done<()> {
         true => size_of(&volume, registry),
         false => None,
     };
-    runtime::block_on(volume.create(registry, args.size, args.force))?;
+    let new = NewVolume {
+        size_bytes: args.size,
+        shard_bytes: args.shard_size,
+        force: args.force,
+    };
+    let mut progress = Progress::new("objects of the old volume deleted");
+    let mut show = |done| progress.show(done, None);
+    let made = runtime::block_on(volume.create(registry, &new, &mut show));
+    progress.end();
+    made?;
     let size = display_size(args.size);
     let lost = match before {
         Some(before) => format!("; the {} that were there are gone", display_size(before)),
@@ -67,9 +77,23 @@ fn size_of(volume: &Volume, registry: &Registry) -> Option<u64> {
 /// `nbd-rs destroy`.
 pub(super) fn destroy(args: &Destroy, registry: &Registry) -> Done<()> {
     let volume = of(&args.volume, registry)?;
-    let destroyed = runtime::block_on(volume.destroy(registry));
+    let mut progress = Progress::new("objects deleted");
+    let mut show = |done| progress.show(done, None);
+    let destroyed = runtime::block_on(volume.destroy(registry, &mut show));
+    progress.end();
     destroyed.map_err(|error| missing(&volume, error, ""))?;
     say(format_args!("{volume}: destroyed"));
+    Ok(())
+}
+
+/// `nbd-rs resize`.
+pub(super) fn resize(args: &Resize, registry: &Registry) -> Done<()> {
+    let volume = of(&args.volume, registry)?;
+    let grown = runtime::block_on(volume.grow(registry, args.size));
+    grown.map_err(|error| missing(&volume, error, ""))?;
+    let size = display_size(args.size);
+    say(format_args!("{volume}: {size} now, the new part all zeros"));
+    warn_of_size(&volume, args.size);
     Ok(())
 }
 
@@ -94,7 +118,7 @@ pub(super) fn open(
     opened.map_err(|error| missing(volume, error, "; nbd-rs init makes one"))
 }
 
-fn missing(volume: &Volume, error: Error, advice: &str) -> Error {
+pub(super) fn missing(volume: &Volume, error: Error, advice: &str) -> Error {
     if error.kind != Kind::NotFound {
         return error;
     }

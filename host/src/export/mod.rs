@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use nbd_rs_plugin::{
-    Body, Capabilities, CapabilityFlags, Data, Extent, Mapped, Piece, ReadFlags, Result, ZeroFlags,
+    Body, Capabilities, CapabilityFlags, Data, Error, Extent, Kind, Mapped, Piece, ReadFlags,
+    Result, ZeroFlags,
 };
 
 use crate::backend::Answer;
@@ -171,7 +172,7 @@ impl Export {
                 let answer = self.layout.read(offset, len, flags);
                 Lending::Answer(guarded(answer, guard))
             }
-            answer => Lending::Answer(guarded(answer, guard)),
+            answer => Lending::Answer(guarded(unlent(answer), guard)),
         }
     }
 
@@ -300,6 +301,19 @@ impl Export {
         self.release().await.and(flushed)
     }
 
+    /// What a flush means, for people.
+    pub fn flush_means(&self) -> &'static str {
+        self.layout.flush_means()
+    }
+
+    /// Waits until the volume may not be served any longer: why.
+    pub async fn lost(&self) -> Error {
+        match self.layout.lost().await {
+            Err(error) => error,
+            Ok(()) => Error::new(Kind::Io, "the volume is gone"),
+        }
+    }
+
     /// Gives the volume back as it is.
     ///
     /// # Errors
@@ -317,6 +331,20 @@ fn guarded<T: Send + 'static>(answer: Answer<T>, guard: RangeGuard<Locks>) -> An
             let result = later.await;
             drop(guard);
             result
+        }),
+    }
+}
+
+/// An answer that comes later can't be lent: a mapping in it would be sent as something else.
+fn unlent(answer: Answer<Data>) -> Answer<Data> {
+    match answer {
+        Answer::Ready(result) => Answer::Ready(result),
+        Answer::Later(later) => Answer::later(async move {
+            let data = later.await?;
+            match data.pieces().iter().any(is_mapped) {
+                true => Err(Error::new(Kind::Io, "a mapping was lent too late")),
+                false => Ok(data),
+            }
         }),
     }
 }

@@ -160,14 +160,26 @@ impl Dirty {
         self.syncing = std::mem::take(&mut self.current);
     }
 
+    /// It came to nothing, and nothing is lost by that: the next one covers the same and more.
+    pub(super) fn sync_put_off(&mut self) {
+        let synced = std::mem::take(&mut self.syncing);
+        self.current.absorb(synced);
+    }
+
+    /// Something failed outside a sync: all that is not known to be durable may be lost, also what
+    /// a running sync covers.
+    pub(super) fn failed(&mut self) {
+        self.failures += 1;
+        self.lost.absorb(std::mem::take(&mut self.syncing));
+        self.lost.absorb(std::mem::take(&mut self.current));
+    }
+
     /// It ended. A failure may be that of any page written until now: the kernel writes back when
     /// it likes, and the next sync to end tells of it, once.
     pub(super) fn sync_ended(&mut self, well: bool) {
-        let synced = std::mem::take(&mut self.syncing);
-        if !well {
-            self.failures += 1;
-            self.lost.absorb(synced);
-            self.lost.absorb(std::mem::take(&mut self.current));
+        match well {
+            true => self.syncing = Sectors::default(),
+            false => self.failed(),
         }
     }
 }

@@ -2,104 +2,99 @@
 //! the lost bytes were written again (contract C4, C5).
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
-
 use super::dirty::{Began, Dirty};
-use crate::backend::Object;
+use super::gather::Gather;
 use crate::error::{Error, Kind, Result};
-use crate::runtime;
 
-/// The dirty record of an object and the queue before its sync.
+/// How a sync failed.
 #[derive(Debug)]
+pub(super) enum Failed {
+    /// What was written since the last good one may be lost.
+    Lost(Error),
+    /// Nothing is lost: it can be tried again.
+    Again(Error),
+}
+
+type Syncing = Pin<Box<dyn Future<Output = std::result::Result<(), Failed>> + Send>>;
+
+/// The dirty record of a volume and the queue before its sync.
 pub(super) struct Durability {
-    object: Object,
+    sync: Box<dyn Fn() -> Syncing + Send + Sync>,
     dirty: Mutex<Dirty>,
-    queue: Mutex<Queue>,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    running: bool,
-    /// They came after the running sync began, so it does not cover them.
-    waiting: Vec<oneshot::Sender<Result<()>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    gather: Arc<Gather>,
 }
 
 impl Durability {
-    /// For an object that was just opened; nothing of it is dirty.
-    pub(super) fn new(object: Object) -> Arc<Self> {
+    /// For a volume that was just opened; nothing of it is dirty. `sync` makes durable all that
+    /// was acknowledged before it is called.
+    pub(super) fn new<F>(sync: impl Fn() -> F + Send + Sync + 'static) -> Arc<Self>
+    where
+        F: Future<Output = std::result::Result<(), Failed>> + Send + 'static,
+    {
         Arc::new(Self {
-            object,
+            sync: Box::new(move || Box::pin(sync())),
             dirty: Mutex::default(),
-            queue: Mutex::default(),
+            gather: Arc::default(),
         })
+    }
+
+    fn dirty(&self) -> MutexGuard<'_, Dirty> {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A write is about to start.
     pub(super) fn writing(&self, offset: u64, len: u64) -> Began {
-        lock(&self.dirty).writing(offset, len)
+        self.dirty().writing(offset, len)
     }
 
     /// It ended well.
     pub(super) fn written(&self, offset: u64, len: u64, began: Began) {
-        lock(&self.dirty).written(offset, len, began);
+        self.dirty().written(offset, len, began);
+    }
+
+    /// A part of the volume could not be synced, outside a flush.
+    pub(super) fn sync_failed(&self) {
+        self.dirty().failed();
     }
 
     /// Makes durable all that was acknowledged before the first poll. Those who come while a sync
     /// runs share the next one.
     pub(super) fn flush(self: &Arc<Self>) -> impl Future<Output = Result<()>> + Send + 'static {
         let durability = self.clone();
-        async move {
-            let (sender, receiver) = oneshot::channel();
-            let start = {
-                let mut queue = lock(&durability.queue);
-                queue.waiting.push(sender);
-                !std::mem::replace(&mut queue.running, true)
-            };
-            if start {
-                runtime::handle().spawn(durability.clone().serve_waiting());
-            }
-            let lost = || Error::new(Kind::Io, "the flush was given up");
-            receiver.await.unwrap_or_else(|_| Err(lost()))
-        }
-    }
-
-    async fn serve_waiting(self: Arc<Self>) {
-        loop {
-            let waiting = {
-                let mut queue = lock(&self.queue);
-                if queue.waiting.is_empty() {
-                    queue.running = false;
-                    return;
-                }
-                std::mem::take(&mut queue.waiting)
-            };
-            let result = self.sync().await;
-            for sender in waiting {
-                // A receiver that went away does not want to know.
-                let _ = sender.send(result.clone());
-            }
-        }
+        self.gather.join(move || {
+            let durability = durability.clone();
+            Box::pin(async move { durability.sync().await })
+        })
     }
 
     async fn sync(&self) -> Result<()> {
-        if let Some(bytes) = lock(&self.dirty).lost_bytes() {
+        if let Some(bytes) = self.dirty().lost_bytes() {
             return Err(lost(bytes));
         }
-        lock(&self.dirty).sync_begins();
-        let result = self.object.sync().await;
-        lock(&self.dirty).sync_ended(result.is_ok());
-        if let Err(error) = &result {
-            tracing::error!(
-                "sync failed, flushes fail until the lost bytes are rewritten: {error}"
-            );
+        self.dirty().sync_begins();
+        match (self.sync)().await {
+            Ok(()) => {
+                self.dirty().sync_ended(true);
+                // Something of it may have failed on its own meanwhile.
+                self.dirty()
+                    .lost_bytes()
+                    .map_or(Ok(()), |bytes| Err(lost(bytes)))
+            }
+            Err(Failed::Again(error)) => {
+                self.dirty().sync_put_off();
+                Err(error)
+            }
+            Err(Failed::Lost(error)) => {
+                self.dirty().sync_ended(false);
+                tracing::error!(
+                    "sync failed, flushes fail until the lost bytes are rewritten: {error}"
+                );
+                Err(error)
+            }
         }
-        result
     }
 }
 
@@ -117,8 +112,18 @@ fn lost(bytes: u64) -> Error {
 mod tests {
     use super::*;
     use crate::backend::memory;
+    use crate::backend::Object;
+    use crate::runtime;
     use nbd_rs_plugin::{ObjectFlags, ObjectMode};
     use std::sync::atomic::Ordering;
+
+    /// Over one object.
+    fn over(object: Object) -> Arc<Durability> {
+        Durability::new(move || {
+            let object = object.clone();
+            async move { object.sync().await.map_err(Failed::Lost) }
+        })
+    }
 
     fn write(durability: &Durability, offset: u64, len: u64) {
         let began = durability.writing(offset, len);
@@ -130,7 +135,7 @@ mod tests {
         let (chain, faults) = memory::chain(vec![0; 4096]);
         runtime::block_on(async {
             let mode = ObjectMode::new(ObjectFlags::WRITE);
-            let durability = Durability::new(chain.open_object("", mode).await.unwrap());
+            let durability = over(chain.open_object("", mode).await.unwrap());
             write(&durability, 512, 1024);
             faults.failing_syncs.store(1, Ordering::Relaxed);
             for _ in 0..3 {
@@ -149,7 +154,7 @@ mod tests {
         let (chain, faults) = memory::chain(vec![0; 4096]);
         runtime::block_on(async {
             let mode = ObjectMode::new(ObjectFlags::WRITE);
-            let durability = Durability::new(chain.open_object("", mode).await.unwrap());
+            let durability = over(chain.open_object("", mode).await.unwrap());
             faults.failing_syncs.store(1, Ordering::Relaxed);
             // Nothing is dirty, so the failed sync loses nothing, and the next one is believed.
             let (first, second) = (durability.flush(), durability.flush());

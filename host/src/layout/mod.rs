@@ -2,9 +2,9 @@
 
 mod dirty;
 mod durability;
+mod gather;
 pub mod open;
 pub mod raw;
-#[allow(dead_code, reason = "its pure parts come first")]
 pub mod sharded;
 pub mod split;
 
@@ -33,4 +33,10 @@ pub trait Layout: Send + Sync {
     fn flush(&self) -> Later<()>;
     /// Gives everything back.
     fn close(&self) -> Later<()>;
+    /// What a flush means, for people.
+    fn flush_means(&self) -> &'static str;
+    /// Waits until the volume may not be served any longer, and says why.
+    fn lost(&self) -> Later<()> {
+        Box::pin(std::future::pending())
+    }
 }

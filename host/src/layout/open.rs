@@ -1,22 +1,28 @@
 //! Open, create, destroy: the only place that knows all layouts.
 
+mod raw;
+mod sharded;
+
 use std::sync::Arc;
 
-use nbd_rs_plugin::{CapabilityFlags, ObjectFlags, ObjectMode, OpenFlags};
+use nbd_rs_plugin::OpenFlags;
 
-use super::raw::Raw;
 use super::Layout;
 use crate::backend::chain::Chain;
-use crate::backend::Object;
 use crate::error::{Error, Kind, Result};
 use crate::location::Location;
 use crate::plugin::Registry;
+
+pub use super::sharded::check::{Finding, Report};
+pub use super::sharded::manage::Facts;
 
 /// A layout by its name on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
     /// One object, byte for byte.
     Raw,
+    /// Objects of one size.
+    Sharded,
 }
 
 impl std::str::FromStr for Driver {
@@ -25,9 +31,10 @@ impl std::str::FromStr for Driver {
     fn from_str(name: &str) -> Result<Self> {
         match name {
             "raw" => Ok(Driver::Raw),
-            "sharded" | "distributed" => Err(Error::new(
+            "sharded" => Ok(Driver::Sharded),
+            "distributed" => Err(Error::new(
                 Kind::Unsupported,
-                format!("the {name} layout is not in this version yet; raw is"),
+                "the distributed layout is not in this version yet; raw and sharded are",
             )),
             _ if name.contains([':', '@']) => Err(Error::new(
                 Kind::Invalid,
@@ -36,7 +43,7 @@ impl std::str::FromStr for Driver {
             _ => Err(Error::new(
                 Kind::Invalid,
                 format!(
-                    "unknown layout {:?}; known: raw",
+                    "unknown layout {:?}; known: raw, sharded",
                     crate::error::printable(name, 40)
                 ),
             )),
@@ -48,6 +55,7 @@ impl std::fmt::Display for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Driver::Raw => f.write_str("raw"),
+            Driver::Sharded => f.write_str("sharded"),
         }
     }
 }
@@ -57,6 +65,8 @@ impl std::fmt::Display for Driver {
 pub enum Access {
     /// To be served, read and written; read-only if it can't be written.
     ReadWrite,
+    /// The same, also from an owner that lives: it is shut out.
+    TakeOver,
     /// To be served, read only.
     ReadOnly,
     /// To be looked at: others may have it.
@@ -65,12 +75,24 @@ pub enum Access {
 
 impl Access {
     /// For a server.
-    pub fn serving(read_only: bool) -> Self {
-        match read_only {
-            true => Access::ReadOnly,
-            false => Access::ReadWrite,
+    pub fn serving(read_only: bool, takeover: bool) -> Self {
+        match (read_only, takeover) {
+            (true, _) => Access::ReadOnly,
+            (false, true) => Access::TakeOver,
+            (false, false) => Access::ReadWrite,
         }
     }
+}
+
+/// A volume to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct NewVolume {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The size of its shards, where it has some.
+    pub shard_bytes: Option<u64>,
+    /// Start an empty one even where one exists.
+    pub force: bool,
 }
 
 /// A volume as it was typed: layout and location.
@@ -95,9 +117,14 @@ impl Volume {
     /// What is wrong with either.
     pub fn parse(driver: &str, config: &str, registry: &Registry) -> Result<Self> {
         let lookup = |scheme: &str| Ok(&registry.get(scheme)?.description);
+        let driver = driver.parse()?;
+        let options: &[&str] = match driver {
+            Driver::Raw => &[],
+            Driver::Sharded => &sharded::OPTIONS,
+        };
         Ok(Self {
-            driver: driver.parse()?,
-            location: Location::parse(config, &lookup)?,
+            driver,
+            location: Location::parse_with(config, &lookup, options)?,
         })
     }
 
@@ -106,81 +133,86 @@ impl Volume {
     /// # Errors
     /// What keeps it from being served.
     pub async fn open(&self, registry: &Registry, access: Access) -> Result<Arc<dyn Layout>> {
-        let flags = match access {
-            Access::ReadOnly => OpenFlags::SINGLE_OBJECT,
-            Access::ReadWrite | Access::Look => OpenFlags::SINGLE_OBJECT | OpenFlags::WRITE,
-        };
-        let chain = self.chain(registry, flags).await?;
-        let object = self.open_object(&chain, access).await?;
-        if !object.capabilities().has(CapabilityFlags::IN_PLACE) {
-            return Err(Error::new(
-                Kind::Unsupported,
-                "the raw layout needs a store that can read and write inside an object",
-            ));
+        match self.driver {
+            Driver::Raw => raw::open(self, registry, access).await,
+            Driver::Sharded => sharded::open(self, registry, access).await,
         }
-        Ok(Arc::new(Raw::new(chain, object).await?))
     }
 
-    async fn open_object(&self, chain: &Chain, access: Access) -> Result<Object> {
-        let flags = match access {
-            Access::ReadWrite | Access::ReadOnly => ObjectFlags::LOCK,
-            Access::Look => ObjectFlags::NONE,
-        };
-        if access != Access::ReadOnly {
-            let mode = ObjectMode::new(flags | ObjectFlags::WRITE);
-            match chain.open_object("", mode).await {
-                Err(error) if matches!(error.kind, Kind::Denied | Kind::ReadOnly) => {
-                    tracing::warn!("{self} can't be written, so it is read-only: {error}");
-                }
-                opened => return opened,
-            }
-        }
-        chain.open_object("", ObjectMode::new(flags)).await
-    }
-
-    /// Makes it, `size` bytes of zeros; with `force` also where one exists.
+    /// Makes it, all zeros; with `force` also where one exists. `progress` is told how many
+    /// objects of that one are gone.
     ///
     /// # Errors
     /// [`Kind::Exists`] without `force`; [`Kind::Busy`] while it is served.
-    pub async fn create(&self, registry: &Registry, size: u64, force: bool) -> Result<()> {
-        let flags = OpenFlags::SINGLE_OBJECT | OpenFlags::WRITE | OpenFlags::CREATE;
-        let chain = self.chain(registry, flags).await?;
-        let how = ObjectFlags::WRITE | ObjectFlags::CREATE | ObjectFlags::LOCK;
-        let how = match force {
-            true => how | ObjectFlags::TRUNCATE,
-            false => how | ObjectFlags::CREATE_NEW,
-        };
-        let opened = chain.open_object("", ObjectMode::create(how, size)).await;
-        let object = opened.map_err(|error| match error.kind {
-            Kind::Exists => Error {
-                message: format!(
-                    "{} exists already; --force starts an empty volume in its place",
-                    self.location
-                )
-                .into(),
-                ..error
-            },
-            _ => error,
-        })?;
-        object.sync().await?;
-        object.close().await?;
-        chain.close().await
+    pub async fn create(
+        &self,
+        registry: &Registry,
+        new: &NewVolume,
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<()> {
+        match (self.driver, new.shard_bytes) {
+            (Driver::Raw, Some(_)) => Err(self.has_no("--shard-size", "raw")),
+            (Driver::Raw, None) => raw::create(self, registry, new.size_bytes, new.force).await,
+            (Driver::Sharded, _) => sharded::create(self, registry, new, progress).await,
+        }
     }
 
-    /// Removes what belongs to it.
+    /// Removes what belongs to it. `progress` is told how many objects are gone.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is none; [`Kind::Busy`] while it is served.
-    pub async fn destroy(&self, registry: &Registry) -> Result<()> {
-        let flags = OpenFlags::SINGLE_OBJECT | OpenFlags::WRITE;
-        let chain = self.chain(registry, flags).await?;
-        // A missing object counts as deleted, but a person who names one wants to know.
-        let mode = ObjectMode::new(ObjectFlags::NONE);
-        let object = chain.open_object("", mode).await?;
-        object.close().await?;
-        drop(object);
-        chain.delete("").await?;
-        chain.close().await
+    pub async fn destroy(
+        &self,
+        registry: &Registry,
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<()> {
+        match self.driver {
+            Driver::Raw => raw::destroy(self, registry).await,
+            Driver::Sharded => sharded::destroy(self, registry, progress).await,
+        }
+    }
+
+    /// Grows it, while nobody serves it.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for a size that is not larger; [`Kind::Busy`] while it is served.
+    pub async fn grow(&self, registry: &Registry, size_bytes: u64) -> Result<()> {
+        match self.driver {
+            Driver::Raw => Err(self.has_no("resize", "raw: truncate(1) does it for a file")),
+            Driver::Sharded => sharded::grow(self, registry, size_bytes).await,
+        }
+    }
+
+    /// What the layout knows of it besides its size, also while it is served.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub async fn facts(&self, registry: &Registry) -> Result<Option<Facts>> {
+        match self.driver {
+            Driver::Raw => Ok(None),
+            Driver::Sharded => sharded::facts(self, registry).await.map(Some),
+        }
+    }
+
+    /// Compares it with its objects; with `deep` also their contents with their checksums.
+    /// `progress` is told how many of how many shards are done.
+    ///
+    /// # Errors
+    /// If that can't be done. What is wrong with the volume is in the report.
+    pub async fn check(
+        &self,
+        registry: &Registry,
+        deep: bool,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Report> {
+        match self.driver {
+            Driver::Raw => Err(self.has_no("check", "raw, which keeps nothing but the bytes")),
+            Driver::Sharded => sharded::compare(self, registry, deep, progress).await,
+        }
+    }
+
+    fn has_no(&self, what: &str, layout: &str) -> Error {
+        Error::new(Kind::Invalid, format!("{what} is not for {layout}"))
     }
 
     async fn chain(&self, registry: &Registry, flags: OpenFlags) -> Result<Chain> {

@@ -5,11 +5,19 @@ use std::sync::Arc;
 
 use nbd_rs_plugin::{Body, Capabilities, Data, Extent, ReadFlags, WriteFlags, ZeroFlags};
 
-use super::durability::Durability;
+use super::durability::{Durability, Failed};
 use super::Layout;
 use crate::backend::chain::Chain;
 use crate::backend::{Answer, Later, Object};
 use crate::error::Result;
+
+/// The flushes of a volume that is one object.
+fn over(object: Object) -> Arc<Durability> {
+    Durability::new(move || {
+        let object = object.clone();
+        async move { object.sync().await.map_err(Failed::Lost) }
+    })
+}
 
 /// A raw volume.
 pub struct Raw {
@@ -29,7 +37,7 @@ impl Raw {
         Ok(Self {
             size: object.size().await?,
             capabilities: object.capabilities(),
-            durability: Durability::new(object.clone()),
+            durability: over(object.clone()),
             chain,
             object,
         })
@@ -99,6 +107,10 @@ impl Layout for Raw {
 
     fn flush(&self) -> Later<()> {
         Box::pin(self.durability.flush())
+    }
+
+    fn flush_means(&self) -> &'static str {
+        "synced to the image's own disk (fdatasync)"
     }
 
     fn close(&self) -> Later<()> {

@@ -1,7 +1,5 @@
 //! The state of each shard, two bits of it, in pages. Pure.
 
-use std::ops::Range;
-
 use super::frame::{corrupt, Frame, Stamp, What};
 use super::uuid::Uuid;
 use crate::error::Result;
@@ -56,23 +54,6 @@ impl StatePage {
         let shift = at % WORD_SHARDS * 2;
         let word = &mut self.words[(at / WORD_SHARDS) as usize];
         *word = *word & !(3 << shift) | (state as u64) << shift;
-    }
-
-    /// The end of the run of shards from `range.start` on that are all never, or all not never.
-    pub(super) fn run(&self, range: Range<u64>) -> (bool, u64) {
-        let never = self.get(range.start) == State::Never;
-        let mut at = range.start;
-        while at < range.end {
-            let word = self.words[(at / WORD_SHARDS) as usize];
-            if never && word == 0 && at.is_multiple_of(WORD_SHARDS) {
-                at += WORD_SHARDS;
-            } else if (self.get(at) == State::Never) == never {
-                at += 1;
-            } else {
-                break;
-            }
-        }
-        (never, at.min(range.end))
     }
 
     /// How many shards are never, intended, written.
@@ -153,12 +134,6 @@ impl ShardSet {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0
-            .as_deref()
-            .is_none_or(|words| words.iter().all(|&word| word == 0))
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         let words = self.0.as_deref().map_or(&[][..], |words| &words[..]);
         words.iter().enumerate().flat_map(|(at, &word)| {
@@ -201,16 +176,6 @@ mod tests {
             for at in 0..PAGE_SHARDS {
                 prop_assert_eq!(states.get(at), model.get(&at).copied().unwrap_or(State::Never));
             }
-            // The runs cover the page, and none could be longer.
-            let (mut at, mut last) = (0, None);
-            while at < PAGE_SHARDS {
-                let (never, end) = states.run(at..PAGE_SHARDS);
-                prop_assert!(end > at && last != Some(never));
-                for inside in at..end {
-                    prop_assert_eq!(states.get(inside) == State::Never, never);
-                }
-                (at, last) = (end, Some(never));
-            }
         }
 
         #[test]
@@ -241,7 +206,6 @@ mod tests {
                 }
             }
             prop_assert!(set.iter().eq(model.iter().copied()));
-            prop_assert_eq!(set.is_empty(), model.is_empty());
             for at in model { prop_assert!(set.contains(at)); }
         }
     }

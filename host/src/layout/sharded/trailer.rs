@@ -28,6 +28,11 @@ pub(super) fn trailer_bytes(shard_bytes: u64) -> u64 {
     shard_bytes / UNIT_BYTES * 4 + FOOTER_BYTES as u64
 }
 
+/// Bytes of the object of a shard.
+pub(super) fn object_bytes(shard_bytes: u64) -> u64 {
+    shard_bytes + trailer_bytes(shard_bytes)
+}
+
 /// The checksum of one unit.
 pub(super) fn checksum(unit: &[u8]) -> u32 {
     crc32c::crc32c(unit)
@@ -83,6 +88,15 @@ impl Trailer {
             return Err(damaged("another shard lies in its place"));
         }
         Ok(trailer)
+    }
+
+    /// The units of a whole shard that are not as they were put.
+    pub(super) fn damaged(&self, data: &[u8]) -> Vec<u64> {
+        let units = data.chunks(UNIT_BYTES as usize).zip(&self.checksums);
+        let wrong = (0..)
+            .zip(units)
+            .filter(|(_, (unit, sum))| checksum(unit) != **sum);
+        wrong.map(|(at, _)| at).collect()
     }
 
     /// The first unit of `units`, whole units from number `first` on, that is not as it was put.

@@ -1,0 +1,104 @@
+//! Sharded volumes by their location.
+
+use std::sync::Arc;
+
+use nbd_rs_plugin::OpenFlags;
+
+use super::{Access, NewVolume, Volume};
+use crate::error::{Error, Kind, Result};
+use crate::layout::sharded::check::{check, Report};
+use crate::layout::sharded::manage::{self, Facts, How, Plan};
+use crate::layout::sharded::Timing;
+use crate::layout::Layout;
+use crate::plugin::Registry;
+
+/// Options in the query that are this layout's.
+pub(super) const OPTIONS: [&str; 2] = ["fencing", "way"];
+/// The size of shards, in bytes, if nothing else is said.
+const SHARD_BYTES: u64 = 4 << 20;
+
+fn fencing_is_external(volume: &Volume) -> Result<bool> {
+    match volume.location.layout_option("fencing") {
+        None => Ok(false),
+        Some("external") => Ok(true),
+        Some(_) => Err(Error::new(
+            Kind::Invalid,
+            "option fencing: external is all it can be; leave it out for the store's conditions",
+        )),
+    }
+}
+
+pub(super) async fn open(
+    volume: &Volume,
+    registry: &Registry,
+    access: Access,
+) -> Result<Arc<dyn Layout>> {
+    let writes = matches!(access, Access::ReadWrite | Access::TakeOver);
+    let flags = match access {
+        Access::ReadOnly => OpenFlags::NONE,
+        _ => OpenFlags::WRITE,
+    };
+    let how = How {
+        writes,
+        looks: access == Access::Look,
+        takeover: access == Access::TakeOver,
+        fencing_is_external: fencing_is_external(volume)?,
+        timing: Timing::default(),
+    };
+    let chain = volume.chain(registry, flags).await?;
+    Ok(Arc::new(manage::open(chain, how).await?))
+}
+
+pub(super) async fn create(
+    volume: &Volume,
+    registry: &Registry,
+    new: &NewVolume,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<()> {
+    let way = volume.location.layout_option("way");
+    let plan = Plan {
+        size_bytes: new.size_bytes,
+        shard_bytes: new.shard_bytes.unwrap_or(SHARD_BYTES),
+        way: way.map(str::parse).transpose()?,
+        force: new.force,
+    };
+    let external = fencing_is_external(volume)?;
+    let chain = volume.chain(registry, OpenFlags::WRITE | OpenFlags::CREATE);
+    manage::create(chain.await?, plan, external, progress).await?;
+    Ok(())
+}
+
+pub(super) async fn destroy(
+    volume: &Volume,
+    registry: &Registry,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<()> {
+    let external = fencing_is_external(volume)?;
+    let chain = volume.chain(registry, OpenFlags::WRITE).await?;
+    manage::destroy(chain, external, progress).await?;
+    Ok(())
+}
+
+pub(super) async fn grow(volume: &Volume, registry: &Registry, size_bytes: u64) -> Result<()> {
+    let external = fencing_is_external(volume)?;
+    let chain = volume.chain(registry, OpenFlags::WRITE).await?;
+    manage::grow(chain, size_bytes, external).await?;
+    Ok(())
+}
+
+pub(super) async fn facts(volume: &Volume, registry: &Registry) -> Result<Facts> {
+    let chain = volume.chain(registry, OpenFlags::NONE).await?;
+    let facts = manage::facts(&chain).await;
+    chain.close().await.and(facts)
+}
+
+pub(super) async fn compare(
+    volume: &Volume,
+    registry: &Registry,
+    deep: bool,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<Report> {
+    let chain = volume.chain(registry, OpenFlags::NONE).await?;
+    let report = check(&chain, deep, progress).await;
+    chain.close().await.and(report)
+}

@@ -1,0 +1,284 @@
+//! `nbd-rs check`: does what lies on the store agree with what the state pages say?
+
+use std::collections::BTreeMap;
+
+use nbd_rs_plugin::{GetFlags, Meta};
+
+use super::directory::Directory;
+use super::fetch;
+use super::names::Names;
+use super::owner::OwnerRecord;
+use super::pages::Pages;
+use super::state::{State, StatePage, PAGE_SHARDS};
+use super::store::Store;
+use super::volume::{VolumeRecord, Way};
+use super::{manage, trailer::UNIT_BYTES};
+use crate::backend::chain::Chain;
+use crate::error::{Error, Kind, Result};
+
+/// Findings that are kept in full; more are counted only.
+const MAX_LISTED: usize = 1000;
+
+/// What is wrong with an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Finding {
+    /// It should be there: its data is lost.
+    Missing,
+    /// It is there and is not as it was put.
+    Damaged,
+    /// A leftover: its shard reads as zeros, and a later write replaces it.
+    Orphan,
+    /// Nothing of this volume has such a name.
+    Foreign,
+}
+
+impl Finding {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Finding::Missing => "missing",
+            Finding::Damaged => "damaged",
+            Finding::Orphan => "orphan",
+            Finding::Foreign => "foreign",
+        }
+    }
+
+    /// Whether data is lost.
+    pub fn is_damage(self) -> bool {
+        matches!(self, Finding::Missing | Finding::Damaged)
+    }
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Finding, object, and what is to be said; the first so many.
+    pub findings: Vec<(Finding, String, String)>,
+    /// How many of each.
+    pub counts: BTreeMap<Finding, u64>,
+    /// Shards that hold data.
+    pub shards: u64,
+    /// Shards whose contents were compared with their checksums.
+    pub verified: u64,
+}
+
+impl Report {
+    fn add(&mut self, finding: Finding, object: &str, text: impl Into<String>) {
+        *self.counts.entry(finding).or_default() += 1;
+        if self.findings.len() < MAX_LISTED {
+            let object = crate::error::printable(object, 200);
+            self.findings.push((finding, object, text.into()));
+        }
+    }
+
+    /// Whether data is lost.
+    pub fn has_damage(&self) -> bool {
+        self.counts.keys().any(|finding| finding.is_damage())
+    }
+}
+
+/// Compares a volume with its objects; with `deep` their contents, too. `progress` is told how
+/// many of how many shards are done.
+///
+/// # Errors
+/// If the check can't be made. What is wrong with the volume is in the report.
+pub async fn check(
+    chain: &Chain,
+    deep: bool,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<Report> {
+    let store = Store::new(chain.clone(), false);
+    let record = manage::record(&store).await?;
+    let names = Names::of(record.uuid);
+    let mut check = Check {
+        report: Report::default(),
+        deep: deep && record.way == Way::Whole,
+        states: BTreeMap::new(),
+        record,
+        names,
+        store,
+    };
+    check.records().await?;
+    check.shards(progress).await?;
+    Ok(check.report)
+}
+
+struct Check {
+    store: Store,
+    names: Names,
+    record: VolumeRecord,
+    deep: bool,
+    states: BTreeMap<u64, StatePage>,
+    report: Report,
+}
+
+/// Whether an error is about what lies there, and not about the way to it.
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind, Kind::Corrupt | Kind::Unsupported)
+}
+
+impl Check {
+    /// Owner, index and state pages.
+    async fn records(&mut self) -> Result<()> {
+        let key = self.names.owner();
+        if let Some((bytes, _)) = self.store.read(key.clone()).await? {
+            if let Err(error) = OwnerRecord::decode(self.record.uuid, &bytes) {
+                self.report.add(Finding::Damaged, &key, error.message);
+            }
+        }
+        let pages = match Directory::open(&self.store, &self.names, self.record).await {
+            Ok(directory) => directory.pages(),
+            Err(error) if is_damage(&error) => {
+                let key = self.names.index();
+                let finding = match self.store.head(key.clone()).await? {
+                    Some(_) => Finding::Damaged,
+                    None => Finding::Missing,
+                };
+                self.report.add(finding, &key, error.message);
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        for page in pages {
+            let key = self.names.page(page);
+            match self.store.read(key.clone()).await? {
+                None => self.report.add(Finding::Missing, &key, "a state page"),
+                Some((bytes, _)) => match StatePage::decode(self.record.uuid, page, &bytes) {
+                    Ok((states, ..)) => {
+                        self.states.insert(page, states);
+                    }
+                    Err(error) => self.report.add(Finding::Damaged, &key, error.message),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self, shard: u64) -> Option<State> {
+        let page = self.states.get(&(shard / PAGE_SHARDS));
+        page.map(|page| page.get(shard % PAGE_SHARDS))
+    }
+
+    /// Every object under the volume's name, in the order of the shards.
+    async fn shards(&mut self, progress: &mut (dyn FnMut(u64, u64) + Send)) -> Result<()> {
+        let total: u64 = self
+            .states
+            .values()
+            .map(|page| page.counts(PAGE_SHARDS)[2])
+            .sum();
+        let mut present = super::ranges::Ranges::default();
+        let pages = self.fetcher().await;
+        let mut after = None;
+        loop {
+            let (items, next) = self.store.page(self.names.all(), after).await?;
+            for meta in items {
+                if let Some(shard) = self.shard_of(&meta.key) {
+                    present.insert(shard..shard + 1);
+                    self.shard(&meta, shard, pages.as_deref()).await?;
+                    progress(self.report.shards, total);
+                }
+            }
+            match next {
+                Some(_) => after = next,
+                None => break,
+            }
+        }
+        self.missing(&present);
+        Ok(())
+    }
+
+    /// What reads shards, if they are to be read.
+    async fn fetcher(&self) -> Option<std::sync::Arc<Pages>> {
+        if !self.deep {
+            return None;
+        }
+        let directory = Directory::open(&self.store, &self.names, self.record)
+            .await
+            .ok()?;
+        let (store, names) = (self.store.clone(), self.names.clone());
+        Some(Pages::new(store, names, self.record, directory, None))
+    }
+
+    async fn shard(&mut self, meta: &Meta, shard: u64, pages: Option<&Pages>) -> Result<()> {
+        let (key, size) = (meta.key.as_str(), meta.size);
+        let state = self.state(shard);
+        if state.is_none_or(|state| state == State::Never) {
+            let text = "its shard reads as zeros; the next write there replaces it";
+            self.report.add(Finding::Orphan, key, text);
+            return Ok(());
+        }
+        self.report.shards += 1;
+        let expected = match self.record.way {
+            Way::InPlace => self.record.shard_bytes,
+            Way::Whole => super::trailer::object_bytes(self.record.shard_bytes),
+        };
+        // An intended shard may be half made in place; nothing in it was acknowledged.
+        let half_made = state == Some(State::Intended) && self.record.way == Way::InPlace;
+        if size != expected && !half_made {
+            let text = format!("{size} bytes instead of {expected}");
+            self.report.add(Finding::Damaged, key, text);
+            return Ok(());
+        }
+        let Some(pages) = pages else {
+            return Ok(());
+        };
+        match fetch::shard(pages, shard, GetFlags::FRESH).await {
+            Ok(Some(fetched)) => {
+                self.report.verified += 1;
+                if let Some(first) = fetched.damaged.first() {
+                    let (units, at) = (fetched.damaged.len(), first * UNIT_BYTES);
+                    let text = format!("{units} units of 4 KiB, the first at {at} of the shard");
+                    self.report.add(Finding::Damaged, key, text);
+                }
+            }
+            // Deleted since it was listed: the volume is being served.
+            Ok(None) => {}
+            Err(error) if is_damage(&error) => {
+                self.report.add(Finding::Damaged, key, error.message);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The shard that an object is, or a word on what else it is.
+    fn shard_of(&mut self, key: &str) -> Option<u64> {
+        let names = &self.names;
+        let shard = names.shard_of(key);
+        if shard.is_some_and(|shard| shard < self.record.shards()) {
+            return shard;
+        }
+        // A page that is not in the index: the server died in between, and nothing needs it yet.
+        let page = names.page_of(key);
+        let known = page.is_some_and(|page| page < self.record.pages())
+            || key == names.owner()
+            || key == names.index()
+            || key.starts_with(&format!("{}probe-", names.all()));
+        if !known {
+            let text = "no name that this volume uses";
+            self.report.add(Finding::Foreign, key, text);
+        }
+        None
+    }
+
+    fn missing(&mut self, present: &super::ranges::Ranges) {
+        let mut missing = Vec::new();
+        for (&page, states) in &self.states {
+            let shards = (self.record.shards() - page * PAGE_SHARDS).min(PAGE_SHARDS);
+            for at in 0..shards {
+                let shard = page * PAGE_SHARDS + at;
+                if states.get(at) == State::Written && !present.contains(shard) {
+                    missing.push(shard);
+                }
+            }
+        }
+        for shard in missing {
+            let key = self.names.shard(shard);
+            self.report.add(
+                Finding::Missing,
+                &key,
+                "written, and gone: its data is lost",
+            );
+        }
+    }
+}

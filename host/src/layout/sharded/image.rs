@@ -1,0 +1,209 @@
+//! A whole shard in memory: base, changes, checksums. Pure.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use nbd_rs_plugin::{Body, Bytes};
+
+use super::frame::Stamp;
+use super::trailer::{checksum, Trailer, UNIT_BYTES};
+use super::uuid::Uuid;
+use crate::pool;
+
+/// A change of a part of a shard.
+#[derive(Debug, Clone)]
+pub(super) enum Edit {
+    /// These bytes go there.
+    Write(u64, Body),
+    /// So many zeros.
+    Zero(Range<u64>),
+}
+
+impl Edit {
+    pub(super) fn range(&self) -> Range<u64> {
+        match self {
+            Edit::Write(offset, body) => *offset..*offset + body.len(),
+            Edit::Zero(range) => range.clone(),
+        }
+    }
+}
+
+/// What a shard held before.
+pub(super) enum Base<'a> {
+    Zeros,
+    /// Its data, and its trailer, which was checked against it.
+    Shard(&'a [u8], &'a Trailer),
+}
+
+/// Whose shard it becomes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Label {
+    pub(super) uuid: Uuid,
+    pub(super) shard: u64,
+    pub(super) stamp: Stamp,
+}
+
+fn checksum_of_zeros() -> u32 {
+    static CHECKSUM: OnceLock<u32> = OnceLock::new();
+    *CHECKSUM.get_or_init(|| checksum(&[0; UNIT_BYTES as usize]))
+}
+
+/// Whether the changes together cover all of the first `len` bytes.
+pub(super) fn covers(edits: &[Edit], len: u64) -> bool {
+    covers_range(edits, 0..len)
+}
+
+/// Whether the changes together cover all of a range.
+pub(super) fn covers_range(edits: &[Edit], wanted: Range<u64>) -> bool {
+    let mut ranges: Vec<Range<u64>> = edits.iter().map(Edit::range).collect();
+    ranges.sort_by_key(|range| range.start);
+    let mut at = wanted.start;
+    for range in ranges {
+        if range.start > at {
+            break;
+        }
+        at = at.max(range.end);
+    }
+    at >= wanted.end
+}
+
+/// The data of the shard after the changes, and its trailer.
+pub(super) fn build(
+    label: Label,
+    shard_bytes: u64,
+    base: &Base<'_>,
+    edits: &[Edit],
+) -> (Body, Trailer) {
+    if let [Edit::Write(0, body)] = edits {
+        if let (Body::One(bytes), true) = (body, body.len() == shard_bytes) {
+            let checksums = bytes.chunks_exact(UNIT_BYTES as usize).map(checksum);
+            let trailer = trailer(label, checksums.collect());
+            return (body.clone(), trailer);
+        }
+    }
+    let mut data = pool::buf(shard_bytes as usize);
+    let mut checksums = match base {
+        Base::Zeros => {
+            data.fill(0);
+            vec![checksum_of_zeros(); (shard_bytes / UNIT_BYTES) as usize]
+        }
+        Base::Shard(bytes, trailer) => {
+            data.copy_from_slice(bytes);
+            trailer.checksums.clone()
+        }
+    };
+    for edit in edits {
+        apply(&mut data, edit);
+    }
+    for unit in changed_units(edits, checksums.len()) {
+        let start = unit * UNIT_BYTES as usize;
+        checksums[unit] = checksum(&data[start..start + UNIT_BYTES as usize]);
+    }
+    (Body::One(data.freeze()), trailer(label, checksums))
+}
+
+fn trailer(label: Label, checksums: Vec<u32>) -> Trailer {
+    Trailer {
+        uuid: label.uuid,
+        shard: label.shard,
+        stamp: label.stamp,
+        checksums,
+    }
+}
+
+fn apply(data: &mut [u8], edit: &Edit) {
+    match edit {
+        Edit::Write(offset, body) => {
+            let mut at = *offset as usize;
+            for piece in body.pieces() {
+                data[at..at + piece.len()].copy_from_slice(piece);
+                at += piece.len();
+            }
+        }
+        Edit::Zero(range) => data[range.start as usize..range.end as usize].fill(0),
+    }
+}
+
+/// The units that were touched, each once.
+fn changed_units(edits: &[Edit], units: usize) -> impl Iterator<Item = usize> {
+    let mut changed = vec![false; units];
+    for edit in edits {
+        let range = edit.range();
+        let first = (range.start / UNIT_BYTES) as usize;
+        let end = range.end.div_ceil(UNIT_BYTES) as usize;
+        changed[first..end].fill(true);
+    }
+    (0..units).filter(move |&unit| changed[unit])
+}
+
+/// Data and trailer as one body.
+pub(super) fn object(data: &Body, trailer: &Trailer) -> Body {
+    let mut pieces: Vec<Bytes> = data.pieces().to_vec();
+    pieces.push(Bytes::from(trailer.encode()));
+    Body::Many(pieces.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SHARD_BYTES: u64 = 64 << 10;
+
+    fn edits() -> impl Strategy<Value = Vec<Edit>> {
+        let edit = (any::<u8>(), 0u64..SHARD_BYTES, 1u64..20_000, any::<bool>());
+        let edit = edit.prop_map(|(byte, start, len, zero)| {
+            let len = len.min(SHARD_BYTES - start);
+            match zero {
+                true => Edit::Zero(start..start + len),
+                false => Edit::Write(start, Body::One(Bytes::from(vec![byte; len as usize]))),
+            }
+        });
+        prop::collection::vec(edit, 1..12)
+    }
+
+    fn label(sequence: u64) -> Label {
+        Label {
+            uuid: Uuid([1; 16]),
+            shard: 4,
+            stamp: Stamp { epoch: 1, sequence },
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn c25_an_image_is_base_and_changes_and_its_checksums_fit(first in edits(), second in edits()) {
+            let mut model = vec![0; SHARD_BYTES as usize];
+            let (data, trailer) = build(label(1), SHARD_BYTES, &Base::Zeros, &first);
+            first.iter().for_each(|edit| apply(&mut model, edit));
+            prop_assert_eq!(&data.pieces()[0][..], &model[..]);
+            let base = Base::Shard(&data.pieces()[0], &trailer);
+            let (data, trailer) = build(label(2), SHARD_BYTES, &base, &second);
+            second.iter().for_each(|edit| apply(&mut model, edit));
+            prop_assert_eq!(&data.pieces()[0][..], &model[..]);
+            prop_assert_eq!(trailer.first_damaged(0, model.chunks(UNIT_BYTES as usize)), None);
+            prop_assert_eq!(trailer.stamp, label(2).stamp);
+        }
+
+        #[test]
+        fn covering_is_judged_right(edits in edits(), len in 1u64..SHARD_BYTES) {
+            let mut covered = vec![false; SHARD_BYTES as usize];
+            for edit in &edits {
+                let range = edit.range();
+                covered[range.start as usize..range.end as usize].fill(true);
+            }
+            prop_assert_eq!(covers(&edits, len), covered[..len as usize].iter().all(|&c| c));
+        }
+    }
+
+    #[test]
+    fn a_write_of_a_whole_shard_is_not_copied() {
+        let bytes = Bytes::from(vec![3; SHARD_BYTES as usize]);
+        let place = bytes.as_ptr();
+        let edits = [Edit::Write(0, Body::One(bytes))];
+        let (data, trailer) = build(label(1), SHARD_BYTES, &Base::Zeros, &edits);
+        assert_eq!(data.pieces()[0].as_ptr(), place);
+        let object = object(&data, &trailer);
+        assert_eq!(object.pieces()[0].as_ptr(), place);
+    }
+}

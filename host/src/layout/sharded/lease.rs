@@ -1,0 +1,348 @@
+//! Ownership of a volume: taken with a conditional put, kept by heartbeats, lost once and for all
+//! (contract C17).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{watch, Mutex};
+
+use super::frame::Stamp;
+use super::owner::{OwnerRecord, Standing};
+use super::process;
+use super::store::{Store, Swapped};
+use super::uuid::Uuid;
+use crate::error::{Error, Kind, Result};
+use crate::runtime;
+
+/// How long things take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// So long without a heartbeat, and another may take over.
+    pub lease: Duration,
+    /// So long a change waits for a heartbeat that is late.
+    pub patience: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(3),
+            lease: Duration::from_secs(10),
+            patience: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How the owner before left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Succession {
+    /// It gave the volume back, or there was none.
+    Clean,
+    /// It died, or was taken over: a late put of it may still arrive.
+    Unclean,
+}
+
+/// The record as it was last put, and its ETag.
+#[derive(Debug)]
+struct Own {
+    record: OwnerRecord,
+    etag: String,
+}
+
+/// This process's ownership of one volume.
+#[derive(Debug)]
+pub(super) struct Lease {
+    store: Store,
+    key: String,
+    uuid: Uuid,
+    timing: Timing,
+    epoch: u64,
+    sequence: AtomicU64,
+    own: Mutex<Own>,
+    /// Until when nobody else may take over, in milliseconds since the boot.
+    valid_until_ms: AtomicU64,
+    lost: OnceLock<Error>,
+    /// Ticks whenever one of the two above changed.
+    changed: watch::Sender<()>,
+}
+
+impl Lease {
+    /// Takes the volume, or says who has it. A takeover does not ask whether the owner lives.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] with host, process and epoch of an owner that lives.
+    pub(super) async fn take(
+        store: &Store,
+        key: String,
+        uuid: Uuid,
+        takeover: bool,
+        timing: Timing,
+    ) -> Result<(Arc<Self>, Succession)> {
+        let process = process::this()?;
+        let mut epoch = 1;
+        loop {
+            let found = store.read(key.clone()).await?;
+            let (condition, succession) = match &found {
+                None => (store.if_absent(), Succession::Clean),
+                Some((bytes, etag)) => {
+                    let other = OwnerRecord::decode(uuid, bytes)?;
+                    match other.standing(&process, process::started_ticks) {
+                        _ if takeover => {}
+                        Standing::Released | Standing::Dead => {}
+                        Standing::Alive => return Err(busy(&other)),
+                        Standing::Unknown => {
+                            let seen = (etag.as_str(), &other);
+                            listen(store, &key, uuid, seen, timing).await?;
+                        }
+                    }
+                    epoch = other.stamp.epoch.saturating_add(1);
+                    let succession = match other.released {
+                        true => Succession::Clean,
+                        false => Succession::Unclean,
+                    };
+                    (store.if_match(etag), succession)
+                }
+            };
+            let record = OwnerRecord {
+                stamp: Stamp { epoch, sequence: 0 },
+                id: Uuid::random()?,
+                process: process.clone(),
+                released: false,
+            };
+            let began = process::since_boot();
+            match store.swap(&key, record.encode(uuid), condition).await? {
+                Swapped::Done(etag) => {
+                    let own = Own { record, etag };
+                    let lease = Self::new(store.clone(), key, uuid, timing, own);
+                    lease.confirmed(began);
+                    runtime::handle().spawn(beat(Arc::downgrade(&lease), timing.heartbeat));
+                    return Ok((lease, succession));
+                }
+                // Somebody else was quicker: look again, and most likely find an owner that lives.
+                Swapped::Other(_) => {}
+            }
+        }
+    }
+
+    fn new(store: Store, key: String, uuid: Uuid, timing: Timing, own: Own) -> Arc<Self> {
+        Arc::new(Self {
+            epoch: own.record.stamp.epoch,
+            store,
+            key,
+            uuid,
+            timing,
+            sequence: AtomicU64::new(0),
+            own: Mutex::new(own),
+            valid_until_ms: AtomicU64::new(0),
+            lost: OnceLock::new(),
+            changed: watch::Sender::new(()),
+        })
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// A stamp that no put had before.
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp {
+            epoch: self.epoch,
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
+        }
+    }
+
+    /// The owner knew at `began` that it was the owner.
+    fn confirmed(&self, began: Duration) {
+        let until = began + self.timing.lease;
+        self.valid_until_ms
+            .fetch_max(until.as_millis() as u64, Ordering::Release);
+        self.changed.send_replace(());
+    }
+
+    /// Whether nobody else can have taken over by the clock.
+    pub(super) fn is_valid(&self) -> bool {
+        let now = process::since_boot().as_millis() as u64;
+        self.lost.get().is_none() && now < self.valid_until_ms.load(Ordering::Acquire)
+    }
+
+    /// A newer owner was seen: from now on nothing succeeds.
+    pub(super) fn lose(&self, text: impl std::fmt::Display) -> Error {
+        let error = Error::new(Kind::Fenced, format!("no longer the owner: {text}"));
+        if self.lost.set(error.clone()).is_ok() {
+            tracing::error!("{error}");
+        }
+        self.changed.send_replace(());
+        self.lost.get().cloned().unwrap_or(error)
+    }
+
+    /// Waits until the volume is lost.
+    pub(super) async fn until_lost(&self) -> Error {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if let Some(error) = self.lost.get() {
+                return error.clone();
+            }
+            // The sender is `self`, so it is there.
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Goes on while the lease lasts; waits for a late heartbeat, not for ever.
+    ///
+    /// # Errors
+    /// [`Kind::Fenced`] when another took over; [`Kind::Io`] when the store can't be asked.
+    pub(super) async fn held(&self) -> Result<()> {
+        if self.is_valid() {
+            return Ok(());
+        }
+        let mut changed = self.changed.subscribe();
+        let deadline = process::since_boot() + self.timing.patience;
+        while process::since_boot() < deadline {
+            if let Some(error) = self.lost.get() {
+                return Err(error.clone());
+            }
+            if self.is_valid() {
+                return Ok(());
+            }
+            let left = deadline.saturating_sub(process::since_boot());
+            let _ = runtime::timeout(left, changed.changed()).await;
+        }
+        Err(Error::new(
+            Kind::Io,
+            "for too long the store did not confirm that this server owns the volume",
+        ))
+    }
+
+    /// Asks the store whether this is still the owner.
+    ///
+    /// # Errors
+    /// As [`held`](Self::held), or what keeps the store from answering.
+    pub(super) async fn confirm(&self) -> Result<()> {
+        if let Some(error) = self.lost.get() {
+            return Err(error.clone());
+        }
+        let mut own = self.own.lock().await;
+        let began = process::since_boot();
+        let meta = self.store.head(self.key.clone()).await?;
+        let known = meta.as_ref().map(|meta| meta.etag.as_str()) == Some(&own.etag);
+        if !known || own.etag.is_empty() {
+            self.look(&mut own).await?;
+        }
+        self.confirmed(began);
+        Ok(())
+    }
+
+    /// Reads the record: it is ours, perhaps with an ETag that we did not know, or we are out.
+    async fn look(&self, own: &mut Own) -> Result<()> {
+        let Some((bytes, etag)) = self.store.read(self.key.clone()).await? else {
+            return Err(self.lose("the owner record is gone"));
+        };
+        let found = OwnerRecord::decode(self.uuid, &bytes)?;
+        if found.id != own.record.id {
+            return Err(self.lose(format_args!("{found} took over")));
+        }
+        own.etag = etag;
+        Ok(())
+    }
+
+    /// Puts the record again with one heartbeat more.
+    async fn put(&self, released: bool) -> Result<()> {
+        let mut own = self.own.lock().await;
+        for _ in 0..3 {
+            if let Some(error) = self.lost.get() {
+                return Err(error.clone());
+            }
+            if !self.store.conditions {
+                self.look(&mut own).await?;
+            }
+            own.record.stamp.sequence += 1;
+            own.record.released = released;
+            let began = process::since_boot();
+            let record = own.record.encode(self.uuid);
+            let condition = self.store.if_match(&own.etag);
+            match self.store.swap(&self.key, record, condition).await? {
+                Swapped::Done(etag) => {
+                    own.etag = etag;
+                    self.confirmed(began);
+                    return Ok(());
+                }
+                // Another's, or an earlier heartbeat of ours whose outcome was not known.
+                Swapped::Other(_) => self.look(&mut own).await?,
+            }
+        }
+        Err(Error::new(
+            Kind::Transient,
+            "the owner record keeps changing",
+        ))
+    }
+
+    /// Gives the volume back, for anybody to take at once.
+    ///
+    /// # Errors
+    /// If the store did not take it; then the next one has to find out by itself.
+    pub(super) async fn release(&self) -> Result<()> {
+        self.put(true).await?;
+        // No heartbeat may say otherwise afterwards.
+        let _ = self
+            .lost
+            .set(Error::new(Kind::Fenced, "the volume was closed"));
+        Ok(())
+    }
+}
+
+fn busy(owner: &OwnerRecord) -> Error {
+    Error::new(
+        Kind::Busy,
+        format!("the volume is served by another ({owner}); stop that server first, or say --takeover to shut it out"),
+    )
+}
+
+/// Listens for the heart of an owner of whom nothing else can be known.
+async fn listen(
+    store: &Store,
+    key: &str,
+    uuid: Uuid,
+    (etag, owner): (&str, &OwnerRecord),
+    timing: Timing,
+) -> Result<()> {
+    tracing::info!("the volume had an owner ({owner}): listening for its heartbeat");
+    let end = process::since_boot() + timing.lease;
+    while process::since_boot() < end {
+        tokio::time::sleep(timing.heartbeat.min(Duration::from_secs(1))).await;
+        let meta = store.head(key.to_owned()).await?;
+        if !etag.is_empty() && meta.is_some_and(|meta| meta.etag.as_str() == etag) {
+            continue;
+        }
+        let Some((bytes, _)) = store.read(key.to_owned()).await? else {
+            return Ok(());
+        };
+        match OwnerRecord::decode(uuid, &bytes)? {
+            now if now.released => return Ok(()),
+            now if now != *owner => return Err(busy(&now)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Beats until the lease is gone or lost.
+async fn beat(lease: std::sync::Weak<Lease>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(lease) = lease.upgrade() else {
+            return;
+        };
+        if lease.lost.get().is_some() {
+            return;
+        }
+        if let Err(error) = lease.put(false).await {
+            if error.kind == Kind::Fenced {
+                return;
+            }
+            tracing::warn!("the heartbeat of the volume's owner failed: {error}");
+        }
+    }
+}

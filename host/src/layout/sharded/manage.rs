@@ -1,0 +1,455 @@
+//! Making, opening, growing and removing volumes.
+
+use std::sync::Arc;
+
+use nbd_rs_plugin::options::display_size;
+use nbd_rs_plugin::{Capabilities, CapabilityFlags, ObjectFlags, ObjectMode};
+
+use super::directory::Directory;
+use super::lease::{Lease, Succession, Timing};
+use super::names::{Names, VOLUME};
+use super::owner::{OwnerRecord, Standing};
+use super::pages::{Pages, Writer};
+use super::reaper::Reaper;
+use super::state::{State, StatePage, PAGE_SHARDS};
+use super::store::{Store, Swapped};
+use super::uuid::Uuid;
+use super::volume::{VolumeRecord, Way};
+use super::{probe, process, Sharded};
+use crate::backend::chain::Chain;
+use crate::error::{Error, Kind, Result};
+
+/// Objects in one bulk delete.
+const BULK: usize = 1000;
+
+/// How a volume is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How {
+    /// Whether changes will come: then ownership is taken.
+    pub writes: bool,
+    /// It is only looked at: say what it could do if it were opened to write.
+    pub looks: bool,
+    /// Take ownership even from an owner that lives; it is shut out.
+    pub takeover: bool,
+    /// Something else keeps other servers out: conditions are not needed.
+    pub fencing_is_external: bool,
+    /// How long things take.
+    pub timing: Timing,
+}
+
+/// A volume to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The size of its shards.
+    pub shard_bytes: u64,
+    /// How shards are stored; by default as the chain can.
+    pub way: Option<Way>,
+    /// Start an empty volume where one exists.
+    pub force: bool,
+}
+
+/// What is known of a volume without opening it.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// What it is.
+    pub record: VolumeRecord,
+    /// Who has it, or had it last, and what can be said of that from here.
+    pub owner: Option<(String, &'static str)>,
+    /// Shards that are never, intended, written.
+    pub shards: [u64; 3],
+}
+
+/// The volume record, or why there is none.
+async fn read_record(store: &Store) -> Result<(VolumeRecord, String)> {
+    if let Some((bytes, etag)) = store.read(VOLUME.to_owned()).await? {
+        return Ok((VolumeRecord::decode(&bytes)?, etag));
+    }
+    match is_upstream(store).await? {
+        true => Err(Error::new(Kind::Unsupported, UPSTREAM)),
+        false => Err(Error::new(
+            Kind::NotFound,
+            "no sharded volume here: make one with nbd-rs init",
+        )),
+    }
+}
+
+/// The volume record.
+pub(super) async fn record(store: &Store) -> Result<VolumeRecord> {
+    Ok(read_record(store).await?.0)
+}
+
+const UPSTREAM: &str =
+    "here lies a volume of rainlab-inc/nbd-rs (objects size and block-N), whose \
+     format this program does not read: export it with that program, and import the bytes";
+
+/// Whether a volume of the older program lies there: a size in text, and blocks by number.
+async fn is_upstream(store: &Store) -> Result<bool> {
+    if store.head("size".to_owned()).await?.is_none() {
+        return Ok(false);
+    }
+    let mut found = false;
+    let each = |_: &nbd_rs_plugin::Meta| {
+        found = true;
+        false
+    };
+    store.list("block-", None, each).await?;
+    Ok(found)
+}
+
+async fn take(
+    store: &Store,
+    names: &Names,
+    uuid: Uuid,
+    takeover: bool,
+    timing: Timing,
+) -> Result<(Arc<Lease>, Succession)> {
+    Lease::take(store, names.owner(), uuid, takeover, timing).await
+}
+
+/// Opens a volume. What that costs does not depend on its size.
+///
+/// # Errors
+/// What keeps it from being served; [`Kind::Busy`] with the owner's name.
+pub async fn open(chain: Chain, how: How) -> Result<Sharded> {
+    let store = Store::new(chain, how.fencing_is_external);
+    let (record, _) = read_record(&store).await?;
+    let names = Names::of(record.uuid);
+    check_way(&store, record.way)?;
+    let shard = opened(&store, record.way, how.writes || how.looks).await?;
+    if !how.writes {
+        let directory = Directory::open(&store, &names, record).await?;
+        if !how.looks {
+            warn_of_writer(&store, &names, record.uuid).await?;
+        }
+        let pages = Pages::new(store, names, record, directory, None);
+        return Ok(Sharded::new(pages, shard, how.looks));
+    }
+    probe::conditions(&store, &names).await?;
+    let taken = take(&store, &names, record.uuid, how.takeover, how.timing).await?;
+    let (lease, succession) = taken;
+    match open_owned(&store, &names, &lease, succession).await {
+        Ok(pages) => Ok(Sharded::new(pages, shard, false)),
+        Err(error) => {
+            // Nothing was changed: the next one need not wait.
+            if succession == Succession::Clean {
+                if let Err(error) = lease.release().await {
+                    tracing::warn!("the volume could not be given back: {error}");
+                }
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn open_owned(
+    store: &Store,
+    names: &Names,
+    lease: &Arc<Lease>,
+    succession: Succession,
+) -> Result<Arc<Pages>> {
+    // Once more, now that nobody else can resize it.
+    let (record, _) = read_record(store).await?;
+    if Names::of(record.uuid).all() != names.all() {
+        let text = "the volume was replaced by another a moment ago";
+        return Err(Error::new(Kind::Busy, text));
+    }
+    let directory = Directory::open(store, names, record).await?;
+    if succession == Succession::Unclean {
+        directory.take_over(lease).await?;
+    }
+    let reaper = Reaper::new(store.clone(), names.clone(), lease.clone());
+    let writer = Writer {
+        lease: lease.clone(),
+        reaper,
+        succession,
+    };
+    let (store, names) = (store.clone(), names.clone());
+    Ok(Pages::new(store, names, record, directory, Some(writer)))
+}
+
+/// Who only reads does not see what a writer changes meanwhile.
+async fn warn_of_writer(store: &Store, names: &Names, uuid: Uuid) -> Result<()> {
+    if let Some((who, standing)) = owner(store, names, uuid).await? {
+        if standing == SERVES || standing == ELSEWHERE {
+            tracing::warn!(
+                "the volume may be open for writing ({who}): what is read here may be a mixture of \
+                 old and new data"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What an opened object can do, where shards are opened: asked of the volume record, which lies
+/// where they do. It is not changed.
+async fn opened(store: &Store, way: Way, writes: bool) -> Result<Option<Capabilities>> {
+    if way == Way::Whole {
+        return Ok(None);
+    }
+    let flags = match writes {
+        true => ObjectFlags::WRITE,
+        false => ObjectFlags::NONE,
+    };
+    let object = store
+        .chain
+        .open_object(VOLUME, ObjectMode::new(flags))
+        .await?;
+    let capabilities = object.capabilities();
+    object.close().await?;
+    Ok(Some(capabilities))
+}
+
+fn check_way(store: &Store, way: Way) -> Result<()> {
+    let in_place = store.chain.capabilities().has(CapabilityFlags::IN_PLACE);
+    if way == Way::InPlace && !in_place {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "shards written in place need a chain that can write inside an object",
+        ));
+    }
+    Ok(())
+}
+
+/// Makes a volume of zeros.
+///
+/// # Errors
+/// [`Kind::Exists`] without `force`; [`Kind::Busy`] while the one that is replaced is served.
+pub async fn create(
+    chain: Chain,
+    plan: Plan,
+    fencing_is_external: bool,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<VolumeRecord> {
+    let store = Store::new(chain, fencing_is_external);
+    let in_place = store.chain.capabilities().has(CapabilityFlags::IN_PLACE);
+    let record = VolumeRecord {
+        uuid: Uuid::random()?,
+        size_bytes: plan.size_bytes,
+        shard_bytes: plan.shard_bytes,
+        way: plan.way.unwrap_or(match in_place {
+            true => Way::InPlace,
+            false => Way::Whole,
+        }),
+        created_s: process::now_s()?,
+        revision: 1,
+    };
+    record.check()?;
+    check_way(&store, record.way)?;
+    let old = existing(&store, plan.force).await?;
+    let names = Names::of(record.uuid);
+    probe::conditions(&store, &names).await?;
+    let owned = match &old {
+        Some(Existing::Volume(old, _)) => {
+            let names = Names::of(old.uuid);
+            Some((
+                take(&store, &names, old.uuid, false, Timing::default())
+                    .await?
+                    .0,
+                names,
+            ))
+        }
+        _ => None,
+    };
+    Directory::create(&store, &names, &record).await?;
+    let condition = match &old {
+        Some(Existing::Volume(_, etag) | Existing::Damaged(etag)) => store.if_match(etag),
+        None => store.if_absent(),
+    };
+    match store.swap(VOLUME, record.encode(), condition).await? {
+        Swapped::Done(_) => {}
+        Swapped::Other(_) => {
+            return Err(Error::new(
+                Kind::Exists,
+                "another volume was made a moment ago",
+            ));
+        }
+    }
+    if let Some((lease, names)) = owned {
+        remove_objects(&store, &names, &lease, progress).await?;
+    }
+    store.chain.close().await?;
+    Ok(record)
+}
+
+/// What lies there already.
+enum Existing {
+    Volume(VolumeRecord, String),
+    /// A record that can't be read: what belonged to it can't be told.
+    Damaged(String),
+}
+
+async fn existing(store: &Store, force: bool) -> Result<Option<Existing>> {
+    let Some((bytes, etag)) = store.read(VOLUME.to_owned()).await? else {
+        return match is_upstream(store).await? {
+            true => Err(Error::new(Kind::Exists, UPSTREAM)),
+            false => Ok(None),
+        };
+    };
+    match VolumeRecord::decode(&bytes) {
+        Ok(record) if force => Ok(Some(Existing::Volume(record, etag))),
+        Ok(record) => Err(Error::new(
+            Kind::Exists,
+            format!(
+                "a volume of {} exists already ({}); --force starts an empty one in its place",
+                display_size(record.size_bytes),
+                record.uuid
+            ),
+        )),
+        // A newer program's volume is not thrown away by an older one.
+        Err(error) if force && error.kind == Kind::Corrupt => Ok(Some(Existing::Damaged(etag))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes all that carries a volume's name, the owner record last.
+async fn remove_objects(
+    store: &Store,
+    names: &Names,
+    lease: &Arc<Lease>,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<u64> {
+    let mut removed = 0;
+    loop {
+        let mut keys = Vec::new();
+        let each = |meta: &nbd_rs_plugin::Meta| {
+            if meta.key != names.owner() {
+                keys.push(meta.key.to_string());
+            }
+            keys.len() < BULK
+        };
+        store.list(names.all(), None, each).await?;
+        if keys.is_empty() {
+            break;
+        }
+        lease.confirm().await?;
+        removed += keys.len() as u64;
+        delete(store, keys).await?;
+        progress(removed);
+    }
+    // From here on the heart need not beat.
+    lease.release().await?;
+    delete(store, vec![names.owner()]).await?;
+    Ok(removed)
+}
+
+async fn delete(store: &Store, keys: Vec<String>) -> Result<()> {
+    let deleted = store.chain.delete(keys).wait().await?;
+    deleted.into_iter().collect::<Result<()>>()?;
+    store.settle().await
+}
+
+/// Removes a volume: its objects, then its record. How many objects there were.
+///
+/// # Errors
+/// [`Kind::NotFound`] if there is none; [`Kind::Busy`] while it is served.
+pub async fn destroy(
+    chain: Chain,
+    fencing_is_external: bool,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<u64> {
+    let store = Store::new(chain, fencing_is_external);
+    let (record, _) = read_record(&store).await?;
+    let names = Names::of(record.uuid);
+    let (lease, _) = take(&store, &names, record.uuid, false, Timing::default()).await?;
+    let removed = remove_objects(&store, &names, &lease, progress).await?;
+    delete(&store, vec![VOLUME.to_owned()]).await?;
+    store.chain.close().await?;
+    Ok(removed)
+}
+
+/// Grows a volume that is not served.
+///
+/// # Errors
+/// [`Kind::Invalid`] for a size that is not larger; [`Kind::Busy`] while it is served.
+pub async fn grow(
+    chain: Chain,
+    size_bytes: u64,
+    fencing_is_external: bool,
+) -> Result<VolumeRecord> {
+    let store = Store::new(chain, fencing_is_external);
+    let (record, _) = read_record(&store).await?;
+    let names = Names::of(record.uuid);
+    let (lease, succession) = take(&store, &names, record.uuid, false, Timing::default()).await?;
+    let grown = grow_owned(&store, size_bytes).await;
+    // An unclean end stays one: what it left open is for the next server to find out.
+    if succession == Succession::Clean {
+        lease.release().await?;
+    }
+    store.chain.close().await?;
+    grown
+}
+
+async fn grow_owned(store: &Store, size_bytes: u64) -> Result<VolumeRecord> {
+    let (old, etag) = read_record(store).await?;
+    if size_bytes <= old.size_bytes {
+        let text = format!(
+            "the volume has {} already: it can only grow, since a smaller one would lose data",
+            display_size(old.size_bytes)
+        );
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    let record = VolumeRecord {
+        size_bytes,
+        revision: old.revision + 1,
+        ..old
+    };
+    record.check()?;
+    match store
+        .swap(VOLUME, record.encode(), store.if_match(&etag))
+        .await?
+    {
+        Swapped::Done(_) => Ok(record),
+        Swapped::Other(_) => Err(Error::new(
+            Kind::Busy,
+            "the volume record was changed a moment ago",
+        )),
+    }
+}
+
+/// Looks at a volume, also while it is served.
+///
+/// # Errors
+/// If it can't be read.
+pub async fn facts(chain: &Chain) -> Result<Facts> {
+    let store = Store::new(chain.clone(), false);
+    let (record, _) = read_record(&store).await?;
+    let names = Names::of(record.uuid);
+    let directory = Directory::open(&store, &names, record).await?;
+    let mut shards = [record.shards(), 0, 0];
+    for page in directory.pages() {
+        let Some((bytes, _)) = store.read(names.page(page)).await? else {
+            return Err(super::frame::corrupt(format!("state page {page} is gone")));
+        };
+        let (states, ..) = StatePage::decode(record.uuid, page, &bytes)?;
+        let counts = states.counts((record.shards() - page * PAGE_SHARDS).min(PAGE_SHARDS));
+        for state in [State::Intended, State::Written] {
+            shards[state as usize] += counts[state as usize];
+            shards[State::Never as usize] -= counts[state as usize];
+        }
+    }
+    Ok(Facts {
+        record,
+        owner: owner(&store, &names, record.uuid).await?,
+        shards,
+    })
+}
+
+const SERVES: &str = "serves it";
+const ELSEWHERE: &str = "not on this machine";
+
+async fn owner(store: &Store, names: &Names, uuid: Uuid) -> Result<Option<(String, &'static str)>> {
+    let Some((bytes, _)) = store.read(names.owner()).await? else {
+        return Ok(None);
+    };
+    let record = OwnerRecord::decode(uuid, &bytes)?;
+    let here = process::this()?;
+    let standing = match record.standing(&here, process::started_ticks) {
+        Standing::Released => "gave it back",
+        Standing::Dead => "died",
+        Standing::Alive => SERVES,
+        Standing::Unknown => ELSEWHERE,
+    };
+    Ok(Some((record.to_string(), standing)))
+}

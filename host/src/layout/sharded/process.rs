@@ -1,0 +1,100 @@
+//! Facts about processes of this machine, for the owner record.
+
+use std::fs;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rustix::time::{clock_gettime, ClockId};
+
+use super::owner::Process;
+use super::uuid::Uuid;
+use crate::error::{Error, Result};
+
+/// When process `pid` started, in clock ticks since the boot (proc_pid_stat(5), field 22); `None`
+/// if there is no such process, or a dead one that nobody has waited for.
+pub(super) fn started_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, also parentheses.
+    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// This process. Where the kernel says nothing of itself nobody else can pronounce it dead.
+///
+/// # Errors
+/// If there are no random numbers.
+pub(super) fn this() -> Result<Process> {
+    static THIS: OnceLock<Process> = OnceLock::new();
+    if let Some(this) = THIS.get() {
+        return Ok(this.clone());
+    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let boot = boot.ok().and_then(|text| Uuid::parse(text.trim_end()));
+    let pid = std::process::id();
+    let made = Process {
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        boot_id: match boot {
+            Some(boot) => boot,
+            None => Uuid::random()?,
+        },
+        pid_namespace: pid_namespace().unwrap_or(0),
+        pid,
+        started_ticks: started_ticks(pid).unwrap_or(0),
+    };
+    Ok(THIS.get_or_init(|| made).clone())
+}
+
+fn pid_namespace() -> Option<u64> {
+    let link = fs::read_link("/proc/self/ns/pid").ok()?;
+    let text = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?;
+    text.parse().ok()
+}
+
+/// Time since the boot, also while the machine slept: a lease runs out then, too.
+pub(super) fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Seconds since 1970, UTC.
+pub(super) fn now_s() -> Result<u64> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let before = |_| Error::new(crate::error::Kind::Invalid, "the clock stands before 1970");
+    now.map(|now| now.as_secs()).map_err(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c17_a_process_is_known_while_it_lives() {
+        let this = this().unwrap();
+        assert_eq!(started_ticks(this.pid), Some(this.started_ticks));
+        assert!(this.started_ticks > 0 && this.pid_namespace > 0 && !this.host.is_empty());
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        assert!(started_ticks(child.id()).is_some_and(|ticks| ticks >= this.started_ticks));
+        child.kill().unwrap();
+        // Dead, though its number is taken until it is waited for.
+        let pid = child.id();
+        for _ in 0..1000 {
+            if started_ticks(pid).is_none() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(started_ticks(pid), None);
+        child.wait().unwrap();
+        assert_eq!(started_ticks(pid), None);
+    }
+}

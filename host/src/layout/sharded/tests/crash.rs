@@ -1,0 +1,162 @@
+//! One script, and the server dies at each of its changes in turn: before it, or right after it.
+
+use super::*;
+use crate::runtime::block_on;
+
+/// What is known of a shard after each step: it must hold one of these.
+type Allowed = Vec<u8>;
+
+/// Writes, flushes, trims, writes again; stops at the first failure. The bytes that the first
+/// shards may be filled with.
+async fn script(volume: &Sharded) -> [Allowed; 3] {
+    let mut allowed = [vec![0], vec![0], vec![0]];
+    for (step, shards) in [(1, 0..3), (2, 1..2), (0, 0..2), (3, 0..1), (4, 2..3)] {
+        for shard in shards {
+            let change = match step {
+                0 => zero(volume, shard as u64 * SHARD, SHARD, ZeroFlags::NONE).await,
+                byte => write(volume, shard as u64 * SHARD, byte, SHARD).await,
+            };
+            match change {
+                Ok(()) => allowed[shard] = vec![step],
+                Err(_) => {
+                    allowed[shard].push(step);
+                    return allowed;
+                }
+            }
+        }
+        if volume.flush().await.is_err() {
+            return allowed;
+        }
+    }
+    let _ = volume.close().await;
+    allowed
+}
+
+async fn check_all(store: &Store, allowed: &[Allowed; 3], when: &str) {
+    // Twice: what was read once stays, also over another death.
+    let mut first = Vec::new();
+    for again in [false, true] {
+        let (volume, rig) = open(store).await;
+        for (shard, allowed) in allowed.iter().enumerate() {
+            let found = read(&volume, shard as u64 * SHARD, SHARD).await.unwrap();
+            assert!(found.iter().all(|&byte| byte == found[0]), "{when}: torn");
+            assert!(
+                allowed.contains(&found[0]),
+                "{when}: shard {shard}: {}",
+                found[0]
+            );
+            match again {
+                false => first.push(found[0]),
+                true => assert_eq!(first[shard], found[0], "{when}: it changed"),
+            }
+        }
+        let rest = read(&volume, 3 * SHARD, SIZE - 3 * SHARD).await.unwrap();
+        assert!(rest.iter().all(|&byte| byte == 0), "{when}");
+        // And it can be written.
+        let last = 10 * SHARD;
+        write(&volume, last, 9, 100).await.unwrap();
+        zero(&volume, last, SHARD, ZeroFlags::NONE).await.unwrap();
+        volume.flush().await.unwrap();
+        rig.kill();
+    }
+}
+
+async fn die_everywhere(way: Way) -> i64 {
+    for change in 1.. {
+        for happens in [false, true] {
+            let store = store(way);
+            init(&store, SIZE, way).await;
+            let (volume, rig) = open(&store).await;
+            rig.die_at(change, happens);
+            let allowed = script(&volume).await;
+            let finished = !rig.is_dead();
+            rig.kill();
+            drop(volume);
+            check_all(&store, &allowed, &format!("change {change}, {happens}")).await;
+            if finished {
+                return change;
+            }
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn c13_c18_whole_shards_survive_a_death_at_every_change() {
+    let changes = block_on(die_everywhere(Way::Whole));
+    assert!(
+        changes > 15,
+        "only {changes} changes: the script does too little"
+    );
+}
+
+#[test]
+fn c13_shards_in_place_survive_a_death_at_every_change() {
+    let changes = block_on(die_everywhere(Way::InPlace));
+    assert!(
+        changes > 15,
+        "only {changes} changes: the script does too little"
+    );
+}
+
+#[test]
+fn c13_what_was_flushed_survives_the_loss_of_power_in_place() {
+    block_on(async {
+        let (store, volume, rig) = fresh(Way::InPlace).await;
+        write(&volume, 100, 1, 3 * SHARD).await.unwrap();
+        volume.flush().await.unwrap();
+        write(&volume, 0, 2, 50).await.unwrap();
+        write(&volume, 7 * SHARD, 2, SHARD).await.unwrap();
+        rig.lose_power();
+        let (volume, _rig) = open(&store).await;
+        assert_eq!(read(&volume, 0, 50).await.unwrap(), [0; 50]);
+        let found = read(&volume, 100, 3 * SHARD).await.unwrap();
+        assert!(found.iter().all(|&byte| byte == 1));
+        // Intended, and lost: zeros, and no error.
+        let found = read(&volume, 7 * SHARD, SHARD).await.unwrap();
+        assert!(found.iter().all(|&byte| byte == 0));
+    });
+}
+
+#[test]
+fn c08_a_leftover_of_a_trim_is_never_seen_again() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, volume, rig) = fresh(way).await;
+            write(&volume, 5 * SHARD, 7, SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            // The states get there, the delete does not.
+            rig.fault("shard/000000000005", rig::Fault::Fails(Kind::Denied));
+            zero(&volume, 5 * SHARD, SHARD, ZeroFlags::NONE)
+                .await
+                .unwrap();
+            volume.flush().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(named(&store, "shard/").len(), 1, "the leftover lies there");
+            // A neighbour's write reserves a group: not this one along with it.
+            write(&volume, 4 * SHARD, 8, SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            rig.kill();
+            let (volume, rig) = open(&store).await;
+            let found = read(&volume, 4 * SHARD, 2 * SHARD).await.unwrap();
+            assert!(found[..SHARD as usize].iter().all(|&byte| byte == 8));
+            assert!(
+                found[SHARD as usize..].iter().all(|&byte| byte == 0),
+                "{way}"
+            );
+            // A write of a part finds no old bytes around it, whenever the server dies.
+            write(&volume, 5 * SHARD + 4096, 9, 4096).await.unwrap();
+            rig.kill();
+            let (volume, _rig) = open(&store).await;
+            let found = read(&volume, 5 * SHARD, SHARD).await.unwrap();
+            let expected = |at: usize| if (4096..8192).contains(&at) { 9 } else { 0 };
+            assert!(
+                found
+                    .iter()
+                    .enumerate()
+                    .all(|(at, &byte)| byte == expected(at)),
+                "{way}"
+            );
+        }
+    });
+}

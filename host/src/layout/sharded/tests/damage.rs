@@ -1,0 +1,196 @@
+//! Bytes that changed, objects that are gone: errors, never zeros and never other data.
+
+use super::super::check::{check, Finding, Report};
+use super::super::names::VOLUME;
+use super::*;
+use crate::runtime::block_on;
+
+async fn found(store: &Store) -> Report {
+    let chain = Rig::new(store).chain();
+    check(&chain, true, &mut |_, _| ()).await.unwrap()
+}
+
+/// A closed volume with data in its first shards.
+async fn filled(way: Way) -> Store {
+    let (store, volume, _rig) = fresh(way).await;
+    write(&volume, 0, 7, 3 * SHARD).await.unwrap();
+    volume.flush().await.unwrap();
+    volume.close().await.unwrap();
+    store
+}
+
+#[test]
+fn c21_a_lost_shard_is_an_error_and_check_names_it() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let store = filled(way).await;
+            let lost = named(&store, "shard/").remove(1);
+            store.remove(&lost);
+            let report = found(&store).await;
+            assert!(report.has_damage());
+            assert_eq!(report.findings.len(), 1);
+            assert_eq!(
+                (report.findings[0].0, &report.findings[0].1),
+                (Finding::Missing, &lost)
+            );
+            let (volume, _rig) = open(&store).await;
+            assert_eq!(kind(read(&volume, SHARD, 1).await), Kind::Corrupt);
+            assert_eq!(kind(read(&volume, 0, 2 * SHARD).await), Kind::Corrupt);
+            assert_eq!(kind(write(&volume, SHARD + 5, 1, 10).await), Kind::Corrupt);
+            assert_eq!(read(&volume, 0, 1).await.unwrap(), [7]);
+            if way == Way::Whole {
+                // Written anew it is whole again.
+                write(&volume, SHARD, 8, SHARD).await.unwrap();
+                assert_eq!(read(&volume, SHARD, 1).await.unwrap(), [8]);
+            }
+        }
+    });
+}
+
+#[test]
+fn c25_a_changed_byte_is_an_error_for_its_unit_alone() {
+    block_on(async {
+        let store = filled(Way::Whole).await;
+        let key = named(&store, "shard/").remove(0);
+        let mut object = store.peek(&key).unwrap();
+        object[5 * 4096 + 100] ^= 4;
+        store.insert(&key, object);
+        let report = found(&store).await;
+        assert_eq!(report.counts.get(&Finding::Damaged), Some(&1));
+        let (volume, _rig) = open(&store).await;
+        for again in 0..2 {
+            let error = read(&volume, 5 * 4096, 10).await.unwrap_err();
+            assert_eq!(error.kind, Kind::Corrupt, "{again}");
+            assert!(error.message.contains("offset 20480"), "{error}");
+            assert_eq!(read(&volume, 4 * 4096, 4096).await.unwrap(), [7; 4096]);
+            assert_eq!(read(&volume, 6 * 4096, 4096).await.unwrap(), [7; 4096]);
+        }
+        // A change next to it carries the damage along, and does not vouch for it.
+        write(&volume, 0, 1, 4096).await.unwrap();
+        assert_eq!(kind(read(&volume, 5 * 4096, 10).await), Kind::Corrupt);
+        assert_eq!(
+            kind(write(&volume, 5 * 4096 + 1, 1, 10).await),
+            Kind::Corrupt
+        );
+        // A change of the whole unit mends it.
+        write(&volume, 5 * 4096, 9, 4096).await.unwrap();
+        assert_eq!(read(&volume, 5 * 4096, 1).await.unwrap(), [9]);
+        volume.close().await.unwrap();
+        assert!(!found(&store).await.has_damage());
+    });
+}
+
+#[test]
+fn c25_shards_that_were_swapped_are_noticed() {
+    block_on(async {
+        let store = filled(Way::Whole).await;
+        let keys = named(&store, "shard/");
+        let other = store.peek(&keys[1]).unwrap();
+        store.insert(&keys[0], other);
+        let (volume, _rig) = open(&store).await;
+        assert_eq!(kind(read(&volume, 0, 1).await), Kind::Corrupt);
+        // Cut short.
+        let mut object = store.peek(&keys[2]).unwrap();
+        object.pop();
+        store.insert(&keys[2], object);
+        assert_eq!(kind(read(&volume, 2 * SHARD, 1).await), Kind::Corrupt);
+        assert_eq!(kind(write(&volume, 2 * SHARD, 1, 1).await), Kind::Corrupt);
+        let report = found(&store).await;
+        assert_eq!(report.counts.get(&Finding::Damaged), Some(&2));
+    });
+}
+
+/// What a volume is read as, or that it is not.
+async fn all(store: &Store) -> Result<Vec<u8>> {
+    let chain = Rig::new(store).chain();
+    let volume = manage::open(chain, how()).await?;
+    read(&volume, 0, 4 * SHARD).await
+}
+
+#[test]
+fn c11_every_byte_of_the_metadata_flipped_is_an_error_and_never_other_data() {
+    block_on(async {
+        let store = filled(Way::Whole).await;
+        let expected = all(&store).await.unwrap();
+        let (volume, _rig) = open(&store).await;
+        volume.close().await.unwrap();
+        for name in [VOLUME, "/owner", "/index", "/state/"] {
+            let key = named(&store, name).remove(0);
+            let object = store.peek(&key).unwrap();
+            // Every byte of the small ones; of a page every 13th, the header and the checksum.
+            let step = if object.len() > 1000 { 13 } else { 1 };
+            let ends = (0..80).chain(object.len() - 8..object.len());
+            let bytes = (0..object.len()).step_by(step).chain(ends);
+            for at in bytes.filter(|&at| at < object.len()) {
+                let mut flipped = object.clone();
+                flipped[at] ^= 1 << (at % 8);
+                store.insert(&key, flipped);
+                match all(&store).await {
+                    Err(error) => assert!(
+                        matches!(error.kind, Kind::Corrupt | Kind::Unsupported),
+                        "{name}, byte {at}: {error}"
+                    ),
+                    Ok(_) => panic!("{name}, byte {at}: served"),
+                }
+            }
+            store.insert(&key, object);
+        }
+        assert_eq!(all(&store).await.unwrap(), expected);
+    });
+}
+
+#[test]
+fn c21_a_lost_state_page_or_index_is_an_error_and_never_zeros() {
+    block_on(async {
+        for name in ["/state/", "/index"] {
+            let store = filled(Way::Whole).await;
+            let key = named(&store, name).remove(0);
+            store.remove(&key);
+            assert_eq!(kind(all(&store).await), Kind::Corrupt, "{name}");
+            let report = found(&store).await;
+            assert_eq!(report.counts.get(&Finding::Missing), Some(&1), "{name}");
+        }
+    });
+}
+
+#[test]
+fn c21_a_state_page_that_is_lost_while_it_is_served_is_an_error_for_changes() {
+    block_on(async {
+        let (store, volume, _rig) = fresh(Way::Whole).await;
+        write(&volume, 0, 1, 10).await.unwrap();
+        store.remove(&named(&store, "/state/").remove(0));
+        assert_eq!(kind(volume.flush().await), Kind::Corrupt);
+    });
+}
+
+#[test]
+fn leftovers_and_foreign_objects_are_told_from_damage() {
+    block_on(async {
+        let store = filled(Way::Whole).await;
+        let key = named(&store, "shard/").remove(0);
+        let object = store.peek(&key).unwrap();
+        store.insert(&key.replace("000000000000", "000000000009"), object.clone());
+        store.insert(&key.replace("000000000000", "000000009999"), object);
+        store.insert(&key.replace("shard/000000000000", "notes.txt"), vec![]);
+        let report = found(&store).await;
+        assert!(!report.has_damage());
+        assert_eq!(report.counts.get(&Finding::Orphan), Some(&1));
+        assert_eq!(report.counts.get(&Finding::Foreign), Some(&2));
+        assert_eq!((report.shards, report.verified), (3, 3));
+    });
+}
+
+#[test]
+fn a_volume_of_the_older_program_is_recognised_and_named() {
+    block_on(async {
+        let store = store(Way::Whole);
+        store.insert("size", b"1048576".to_vec());
+        store.insert("block-0", vec![0; 10]);
+        let open = manage::open(store.chain(), how()).await.err().unwrap();
+        assert!(open.message.contains("rainlab-inc"), "{open}");
+        let plan = plan(SIZE, Way::Whole);
+        let init = manage::create(store.chain(), plan, false, &mut |_| ()).await;
+        assert_eq!(kind(init), Kind::Exists);
+        assert_eq!(store.keys(), ["block-0", "size"]);
+    });
+}

@@ -1,0 +1,340 @@
+//! Two servers, one volume (contract C17).
+
+use futures_util::future::join;
+use nbd_rs_plugin::Condition;
+
+use super::super::frame::Stamp;
+use super::super::names::Names;
+use super::super::owner::{OwnerRecord, Process};
+use super::super::process;
+use super::super::Uuid;
+use super::*;
+use crate::error::Error;
+use crate::runtime::{block_on, timeout};
+
+fn modest() -> How {
+    How {
+        takeover: false,
+        ..how()
+    }
+}
+
+async fn try_open(store: &Store, how: How) -> (Result<Sharded>, Rig) {
+    let rig = Rig::new(store);
+    (manage::open(rig.chain(), how).await, rig)
+}
+
+#[test]
+fn c17_of_two_that_start_at_once_exactly_one_gets_the_volume() {
+    block_on(async {
+        for round in 0..100 {
+            let store = store(Way::Whole);
+            init(&store, SIZE, Way::Whole).await;
+            let racer = || {
+                let store = store.clone();
+                tokio::spawn(async move { try_open(&store, modest()).await.0 })
+            };
+            let (one, other) = (racer(), racer());
+            let (one, other) = join(one, other).await;
+            let busy = |result: &Result<Sharded>| match result {
+                Ok(_) => false,
+                Err(error) => {
+                    assert_eq!(error.kind, Kind::Busy, "{error}");
+                    assert!(
+                        error.message.contains(&std::process::id().to_string()),
+                        "{error}"
+                    );
+                    true
+                }
+            };
+            let busy = [busy(&one.unwrap()), busy(&other.unwrap())];
+            assert!(busy[0] != busy[1], "round {round}: {busy:?}");
+        }
+    });
+}
+
+#[test]
+fn c17_after_a_takeover_the_old_server_gets_nothing_acknowledged() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, old, _old_rig) = fresh(way).await;
+            write(&old, 0, 1, SHARD).await.unwrap();
+            old.flush().await.unwrap();
+            let (new, _rig) = open(&store).await;
+            // A flush asks; and then everything else knows, too.
+            assert_eq!(kind(old.flush().await), Kind::Fenced, "{way}");
+            assert_eq!(kind(write(&old, 0, 2, 10).await), Kind::Fenced);
+            assert_eq!(kind(read(&old, 0, 10).await), Kind::Fenced);
+            assert_eq!(
+                kind(zero(&old, 0, SHARD, ZeroFlags::NONE).await),
+                Kind::Fenced
+            );
+            assert_eq!(
+                kind(timeout(Duration::from_secs(5), old.lost()).await.unwrap()),
+                Kind::Fenced
+            );
+            assert!(old.close().await.is_err());
+            assert_eq!(read(&new, 0, 2).await.unwrap(), [1, 1]);
+            write(&new, 0, 3, 10).await.unwrap();
+            new.flush().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn c17_a_heartbeat_notices_a_takeover_without_a_request() {
+    block_on(async {
+        let (store, old, _old_rig) = fresh(Way::Whole).await;
+        let lost = tokio::spawn(old.lost());
+        let (_new, _rig) = open(&store).await;
+        let lost = timeout(Duration::from_secs(5), lost)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(kind(lost), Kind::Fenced);
+    });
+}
+
+#[test]
+fn c17_a_put_of_an_old_owner_fails_on_the_shards_that_the_new_one_has_put() {
+    block_on(async {
+        let (store, old, _old_rig) = fresh(Way::Whole).await;
+        write(&old, 0, 1, 100).await.unwrap();
+        let (new, _rig) = open(&store).await;
+        write(&new, 0, 2, 100).await.unwrap();
+        assert_eq!(kind(write(&old, 50, 3, 100).await), Kind::Fenced);
+        assert_eq!(
+            read(&new, 0, 150).await.unwrap(),
+            [vec![2; 100], vec![0; 50]].concat()
+        );
+    });
+}
+
+#[test]
+fn c17_a_late_put_of_an_old_owner_is_found_and_merged_with() {
+    block_on(async {
+        let (store, old, old_rig) = fresh(Way::Whole).await;
+        write(&old, 0, 1, SHARD).await.unwrap();
+        old.flush().await.unwrap();
+        // What the old one has on its way, to arrive when the new one knows the shard already.
+        let key = named(&store, "shard/").remove(0);
+        let at_takeover = store.peek(&key).unwrap();
+        write(&old, 4096, 2, 4096).await.unwrap();
+        let late = store.peek(&key).unwrap();
+        store.insert(&key, at_takeover);
+        old_rig.kill();
+        let (new, rig) = open(&store).await;
+        assert_eq!(read(&new, 4096, 1).await.unwrap(), [1]);
+        let put = |bytes: Vec<u8>| {
+            rig.chain()
+                .put(key.clone(), body(bytes), Condition::Always)
+                .wait()
+        };
+        put(late).await.unwrap();
+        write(&new, 0, 3, 100).await.unwrap();
+        let found = read(&new, 0, 8192).await.unwrap();
+        assert_eq!((found[0], found[100], found[4096]), (3, 1, 2));
+    });
+}
+
+#[test]
+fn c17_changes_wait_for_a_late_heartbeat_but_are_not_acknowledged_without() {
+    block_on(async {
+        let store = store(Way::Whole);
+        init(&store, SIZE, Way::Whole).await;
+        let mut how = how();
+        how.timing.heartbeat = Duration::from_millis(20);
+        how.timing.lease = Duration::from_millis(200);
+        how.timing.patience = Duration::from_millis(400);
+        let (volume, rig) = try_open(&store, how).await;
+        let volume = volume.unwrap();
+        write(&volume, 0, 1, 10).await.unwrap();
+        for _ in 0..200 {
+            rig.fault("owner", rig::Fault::Fails(Kind::Io));
+        }
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(kind(write(&volume, 0, 2, 10).await), Kind::Io);
+        rig.no_faults();
+        write(&volume, 0, 3, 10).await.unwrap();
+        assert_eq!(read(&volume, 0, 1).await.unwrap(), [3]);
+    });
+}
+
+/// Somebody else's owner record in the volume's place for it.
+fn plant(store: &Store, change: impl Fn(&mut OwnerRecord)) -> Uuid {
+    let key = named(store, "/index").remove(0);
+    let uuid = Uuid::parse(key.split('/').next().unwrap()).unwrap();
+    let mut record = OwnerRecord {
+        stamp: Stamp {
+            epoch: 7,
+            sequence: 1,
+        },
+        id: Uuid::random().unwrap(),
+        process: Process {
+            host: "elsewhere".to_owned(),
+            boot_id: Uuid::random().unwrap(),
+            pid: 4711,
+            ..process::this().unwrap()
+        },
+        released: false,
+    };
+    change(&mut record);
+    store.insert(&Names::of(uuid).owner(), record.encode(uuid));
+    uuid
+}
+
+#[test]
+fn c17_a_silent_owner_on_another_host_is_succeeded_after_the_lease_and_not_before() {
+    block_on(async {
+        let store = store(Way::Whole);
+        init(&store, SIZE, Way::Whole).await;
+        plant(&store, |_| ());
+        let mut how = modest();
+        how.timing.heartbeat = Duration::from_millis(50);
+        how.timing.lease = Duration::from_millis(300);
+        let began = std::time::Instant::now();
+        let (volume, _rig) = try_open(&store, how).await;
+        assert!(volume.is_ok());
+        assert!(began.elapsed() >= Duration::from_millis(300));
+    });
+}
+
+#[test]
+fn c17_an_owner_on_another_host_whose_heart_beats_is_named() {
+    block_on(async {
+        let store = store(Way::Whole);
+        init(&store, SIZE, Way::Whole).await;
+        plant(&store, |_| ());
+        let mut how = modest();
+        how.timing.heartbeat = Duration::from_millis(50);
+        how.timing.lease = Duration::from_secs(20);
+        let opening = tokio::spawn({
+            let store = store.clone();
+            async move { try_open(&store, how).await.0.map(drop) }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        plant(&store, |record| record.stamp.sequence = 2);
+        let error: Error = opening.await.unwrap().unwrap_err();
+        assert_eq!(error.kind, Kind::Busy);
+        for word in ["elsewhere", "4711", "epoch 7", "--takeover"] {
+            assert!(error.message.contains(word), "{error}");
+        }
+    });
+}
+
+#[test]
+fn c17_a_dead_owner_on_this_machine_and_one_that_left_are_succeeded_at_once() {
+    block_on(async {
+        let here = process::this().unwrap();
+        for released in [false, true] {
+            let store = store(Way::Whole);
+            init(&store, SIZE, Way::Whole).await;
+            let here = here.clone();
+            plant(&store, |record| {
+                record.released = released;
+                if !released {
+                    // This process, but it started at another time: so it is dead.
+                    record.process = Process {
+                        started_ticks: 1,
+                        ..here.clone()
+                    };
+                }
+            });
+            let (volume, _rig) = try_open(&store, modest()).await;
+            let volume = volume.unwrap();
+            write(&volume, 0, 1, 10).await.unwrap();
+            volume.close().await.unwrap();
+            // And who closed is succeeded at once, though its process lives.
+            let (volume, _rig) = try_open(&store, modest()).await;
+            assert_eq!(read(&volume.unwrap(), 0, 1).await.unwrap(), [1]);
+        }
+    });
+}
+
+#[test]
+fn c22_a_store_that_does_not_obey_conditions_is_refused_unless_fencing_is_external() {
+    block_on(async {
+        let none = LIKE_S3.without(CapabilityFlags::IF_MATCH);
+        let store = Store::with(none);
+        let refused =
+            manage::create(store.chain(), plan(SIZE, Way::Whole), false, &mut |_| ()).await;
+        assert_eq!(kind(refused), Kind::Unsupported);
+        assert!(named(&store, "volume").is_empty());
+        manage::create(store.chain(), plan(SIZE, Way::Whole), true, &mut |_| ())
+            .await
+            .unwrap();
+        let how = How {
+            fencing_is_external: true,
+            ..modest()
+        };
+        let volume = manage::open(store.chain(), how).await.unwrap();
+        write(&volume, 5, 1, 2 * SHARD).await.unwrap();
+        volume.flush().await.unwrap();
+        assert_eq!(read(&volume, 4, 2).await.unwrap(), [0, 1]);
+        volume.close().await.unwrap();
+        // One that only claims to: see `liar`.
+        let liar = rig::Liar::over(&Store::with(LIKE_S3));
+        let refused = manage::create(liar, plan(SIZE, Way::Whole), false, &mut |_| ()).await;
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind, Kind::Unsupported);
+        assert!(error.message.contains("does not obey"), "{error}");
+    });
+}
+
+#[test]
+fn init_force_destroy_and_resize_are_refused_while_a_server_lives() {
+    block_on(async {
+        let (store, volume, _rig) = fresh(Way::Whole).await;
+        write(&volume, 0, 1, 10).await.unwrap();
+        let chain = || Rig::new(&store).chain();
+        let again = plan(SIZE, Way::Whole);
+        assert_eq!(
+            kind(manage::create(chain(), again, false, &mut |_| ()).await),
+            Kind::Exists
+        );
+        let force = Plan {
+            force: true,
+            ..again
+        };
+        assert_eq!(
+            kind(manage::create(chain(), force, false, &mut |_| ()).await),
+            Kind::Busy
+        );
+        assert_eq!(
+            kind(manage::destroy(chain(), false, &mut |_| ()).await),
+            Kind::Busy
+        );
+        assert_eq!(
+            kind(manage::grow(chain(), 2 * SIZE, false).await),
+            Kind::Busy
+        );
+        let facts = manage::facts(&chain()).await.unwrap();
+        assert_eq!(facts.owner.unwrap().1, "serves it");
+        volume.close().await.unwrap();
+        assert_eq!(
+            kind(manage::grow(chain(), SIZE, false).await),
+            Kind::Invalid
+        );
+        let grown = manage::grow(chain(), 2 * SIZE, false).await.unwrap();
+        assert_eq!(grown.size_bytes, 2 * SIZE);
+        let (volume, _rig) = open(&store).await;
+        assert_eq!(read(&volume, 0, 11).await.unwrap()[9..], [1, 0]);
+        let rest = read(&volume, SIZE - 10, SIZE).await.unwrap();
+        assert!(rest.iter().all(|&byte| byte == 0));
+        write(&volume, 2 * SIZE - 5, 4, 5).await.unwrap();
+        volume.close().await.unwrap();
+        // Nothing of the old volume is left, and nothing of it is seen.
+        let old = named(&store, "/index").remove(0);
+        manage::create(chain(), force, false, &mut |_| ())
+            .await
+            .unwrap();
+        assert!(named(&store, &old[..36]).is_empty());
+        store.insert("volume-of-somebody-else", vec![1]);
+        manage::destroy(chain(), false, &mut |_| ()).await.unwrap();
+        assert_eq!(store.keys(), ["volume-of-somebody-else"]);
+        assert_eq!(
+            kind(manage::destroy(chain(), false, &mut |_| ()).await),
+            Kind::NotFound
+        );
+    });
+}

@@ -1,0 +1,335 @@
+//! A store whose failures can be planned call by call: it fails, forgets to answer, dies.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nbd_rs_plugin::{
+    export_backend, Backend, Body, Capabilities, CapabilityFlags, Condition, Data, Error, Extent,
+    GetFlags, Got, Kind, Meta, Next, NextObject, Object, ObjectMode, Page, Put, Range, ReadFlags,
+    Result, WriteFlags, ZeroFlags,
+};
+
+use crate::backend::chain::Chain;
+use crate::backend::guard::guard;
+use crate::backend::memory::Store;
+
+pub(super) const LIKE_S3: CapabilityFlags = CapabilityFlags(
+    CapabilityFlags::WRITABLE.0
+        | CapabilityFlags::IF_ABSENT.0
+        | CapabilityFlags::IF_MATCH.0
+        | CapabilityFlags::RANGED_GET.0
+        | CapabilityFlags::STRONG_READ_AFTER_WRITE.0
+        | CapabilityFlags::DURABLE_ON_ACK.0,
+);
+
+/// What goes wrong with a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It fails with this kind, and nothing happens.
+    Fails(Kind),
+    /// It happens, and the answer is lost.
+    Unknown,
+    /// It does not happen, and nobody can tell.
+    UnknownNot,
+}
+
+/// One server's way to the store. The objects outlive it.
+#[derive(Clone)]
+pub(super) struct Rig {
+    pub(super) store: Store,
+    next: Next,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    dead: AtomicBool,
+    /// Changes until death; the last one happens or not by its lowest bit.
+    life: AtomicI64,
+    last_happens: AtomicBool,
+    calls: AtomicU64,
+    changes: AtomicU64,
+    /// What goes wrong, by a part of the key.
+    faults: Mutex<Vec<(String, Fault)>>,
+    /// Objects as they were at their last sync, if they were written since.
+    unsynced: Mutex<BTreeMap<String, Option<Vec<u8>>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn dead() -> Error {
+    Error::new(Kind::Io, "the server is dead")
+}
+
+impl Rig {
+    pub(super) fn new(store: &Store) -> Self {
+        let shared = Shared::default();
+        shared.life.store(i64::MAX, Ordering::Relaxed);
+        Self {
+            store: store.clone(),
+            next: store.backend().into(),
+            shared: Arc::new(shared),
+        }
+    }
+
+    pub(super) fn chain(&self) -> Chain {
+        guard(export_backend(self.clone()), "rig").into()
+    }
+
+    /// From now on nothing this server does has an effect.
+    pub(super) fn kill(&self) {
+        self.shared.dead.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.shared.dead.load(Ordering::SeqCst)
+    }
+
+    /// It dies at its so-manieth change from now, which happens or not.
+    pub(super) fn die_at(&self, change: i64, last_happens: bool) {
+        self.shared
+            .last_happens
+            .store(last_happens, Ordering::SeqCst);
+        self.shared.life.store(change, Ordering::SeqCst);
+    }
+
+    /// The next change of an object with this in its name goes wrong.
+    pub(super) fn fault(&self, name: &str, fault: Fault) {
+        lock(&self.shared.faults).push((name.to_owned(), fault));
+    }
+
+    /// Nothing goes wrong any more.
+    pub(super) fn no_faults(&self) {
+        lock(&self.shared.faults).clear();
+    }
+
+    pub(super) fn calls(&self) -> u64 {
+        self.shared.calls.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.shared.changes.load(Ordering::Relaxed)
+    }
+
+    /// What was not synced is lost.
+    pub(super) fn lose_power(&self) {
+        self.kill();
+        for (key, was) in std::mem::take(&mut *lock(&self.shared.unsynced)) {
+            match was {
+                Some(bytes) => self.store.insert(&key, bytes),
+                None => drop(self.store.remove(&key)),
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<()> {
+        self.shared.calls.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        match self.is_dead() {
+            true => Err(dead()),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes a change, if it is to happen, and gives its answer, if it is to be known.
+    async fn change<T>(
+        &self,
+        key: &str,
+        change: impl std::future::Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.look().await?;
+        // Heartbeats come when they come.
+        let counts = u64::from(!key.ends_with("/owner"));
+        self.shared.changes.fetch_add(counts, Ordering::Relaxed);
+        let left = self.shared.life.fetch_sub(1, Ordering::SeqCst) - 1;
+        if left <= 0 {
+            self.kill();
+            if left == 0 && self.shared.last_happens.load(Ordering::SeqCst) {
+                let _ = change.await;
+            }
+            return Err(dead());
+        }
+        let fault = {
+            let mut faults = lock(&self.shared.faults);
+            let at = faults
+                .iter()
+                .position(|(name, _)| key.contains(name.as_str()));
+            at.map(|at| faults.remove(at).1)
+        };
+        match fault {
+            None => change.await,
+            Some(Fault::Fails(kind)) => Err(Error::new(kind, "told to fail")),
+            Some(Fault::Unknown) => {
+                let _ = change.await;
+                Err(Error::new(Kind::Ambiguous, "the answer was lost"))
+            }
+            Some(Fault::UnknownNot) => Err(Error::new(Kind::Ambiguous, "the call was lost")),
+        }
+    }
+}
+
+impl Backend for Rig {
+    type Object = RigObject;
+
+    fn capabilities(&self) -> Capabilities {
+        self.next.capabilities()
+    }
+
+    async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
+        self.look().await?;
+        self.next.get(key, range, flags).await
+    }
+
+    async fn put(&self, key: &str, body: Body, condition: Condition) -> Result<Put> {
+        self.change(key, self.next.put(key, body, condition)).await
+    }
+
+    async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
+        self.look().await?;
+        self.next.head(key, flags).await
+    }
+
+    async fn delete(&self, keys: Vec<String>) -> Result<Vec<Result<()>>> {
+        let first = keys.first().cloned().unwrap_or_default();
+        self.change(&first, self.next.delete(keys)).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
+        self.look().await?;
+        self.next.list(prefix, after).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.change("flush", self.next.flush()).await
+    }
+
+    async fn open_object(&self, key: &str, mode: ObjectMode) -> Result<RigObject> {
+        self.look().await?;
+        let was = self.store.peek(key);
+        let object = self.next.open_object(key, mode).await?;
+        if was.is_none() {
+            lock(&self.shared.unsynced)
+                .entry(key.to_owned())
+                .or_insert(None);
+        }
+        Ok(RigObject {
+            rig: self.clone(),
+            key: key.to_owned(),
+            object,
+        })
+    }
+}
+
+pub(super) struct RigObject {
+    rig: Rig,
+    key: String,
+    object: NextObject,
+}
+
+impl RigObject {
+    fn writing(&self) {
+        let mut unsynced = lock(&self.rig.shared.unsynced);
+        unsynced
+            .entry(self.key.clone())
+            .or_insert_with(|| self.rig.store.peek(&self.key));
+    }
+}
+
+impl Object for RigObject {
+    fn capabilities(&self) -> Capabilities {
+        self.object.capabilities()
+    }
+
+    async fn size(&self) -> Result<u64> {
+        self.object.size().await
+    }
+
+    async fn read(&self, offset: u64, len: u64, flags: ReadFlags) -> Result<Data> {
+        self.rig.look().await?;
+        self.object.read(offset, len, flags).await
+    }
+
+    async fn write(&self, offset: u64, body: Body, flags: WriteFlags) -> Result<()> {
+        self.writing();
+        self.rig
+            .change(&self.key, self.object.write(offset, body, flags))
+            .await
+    }
+
+    async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        self.writing();
+        self.rig
+            .change(&self.key, self.object.zero(offset, len, flags))
+            .await
+    }
+
+    async fn extents(&self, offset: u64, len: u64, limit: u32) -> Result<Vec<Extent>> {
+        self.rig.look().await?;
+        self.object.extents(offset, len, limit).await
+    }
+
+    async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        self.object.prefetch(offset, len).await
+    }
+
+    async fn resize(&self, size: u64) -> Result<()> {
+        self.writing();
+        self.rig.change(&self.key, self.object.resize(size)).await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        self.rig
+            .change(&format!("sync {}", self.key), self.object.sync())
+            .await?;
+        lock(&self.rig.shared.unsynced).remove(&self.key);
+        Ok(())
+    }
+}
+
+/// A store that says it obeys conditions, and puts whatever comes.
+pub(super) struct Liar(Next);
+
+impl Liar {
+    pub(super) fn over(store: &Store) -> Chain {
+        guard(export_backend(Self(store.backend().into())), "liar").into()
+    }
+}
+
+impl Backend for Liar {
+    type Object = nbd_rs_plugin::NoObject;
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
+        self.0.get(key, range, flags).await
+    }
+
+    async fn put(&self, key: &str, body: Body, _: Condition) -> Result<Put> {
+        self.0.put(key, body, Condition::Always).await
+    }
+
+    async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
+        self.0.head(key, flags).await
+    }
+
+    async fn delete(&self, keys: Vec<String>) -> Result<Vec<Result<()>>> {
+        self.0.delete(keys).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
+        self.0.list(prefix, after).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.0.flush().await
+    }
+
+    async fn open_object(&self, _: &str, _: ObjectMode) -> Result<Self::Object> {
+        Err(Error::unsupported("opening"))
+    }
+}

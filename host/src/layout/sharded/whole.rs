@@ -1,0 +1,406 @@
+//! Shards that are put whole: reads are verified, changes of one shard go together in its next put
+//! (contract C2, C10, C11, C25).
+
+use std::sync::Arc;
+
+use nbd_rs_plugin::{Body, Condition, Data, GetFlags, Range, ReadFlags};
+use tokio::sync::Semaphore;
+
+use super::fetch::{self, damaged, gone, Fetched};
+use super::image::{self, Base, Edit, Label};
+use super::pages::{Intended, Pages, Writer};
+use super::queue::Queues;
+use super::state::State;
+use super::store::{back_off, may_pass, ATTEMPTS};
+use super::trailer::{Trailer, UNIT_BYTES};
+use super::trailers::{Known, Trailers};
+use super::{given_up, zeros};
+use crate::backend::Answer;
+use crate::error::{Error, Kind, Result};
+use crate::layout::split::Part;
+use crate::runtime;
+
+/// Memory for trailers, in bytes.
+const TRAILER_BYTES: usize = 8 << 20;
+/// Memory for shards that are being changed, in bytes.
+const CHANGING_BYTES: u64 = 128 << 20;
+/// How often a change is merged again with what it finds on the store.
+const MERGES: u32 = 4;
+
+/// The shards of a volume.
+pub(super) struct Whole {
+    pages: Arc<Pages>,
+    trailers: Trailers,
+    queues: Queues,
+    /// Shards that are being changed, at the most.
+    permits: Semaphore,
+}
+
+/// Why a put did not happen.
+enum Refused {
+    /// Another object lies there than was expected: look again.
+    Conflict,
+    Failed(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused::Failed(error)
+    }
+}
+
+impl Whole {
+    pub(super) fn new(pages: Arc<Pages>) -> Arc<Self> {
+        let permits = (CHANGING_BYTES / pages.record.shard_bytes).clamp(2, 32);
+        Arc::new(Self {
+            pages,
+            trailers: Trailers::new(TRAILER_BYTES),
+            queues: Queues::default(),
+            permits: Semaphore::new(permits as usize),
+        })
+    }
+
+    /// A trailer was read from the store: that of a newer owner means that we are out.
+    fn learn(&self, known: Known) -> Result<()> {
+        let (shard, epoch) = (known.trailer.shard, known.trailer.stamp.epoch);
+        if let Some(writer) = &self.pages.writer {
+            if epoch > writer.lease.epoch() {
+                let text = format!("shard {shard} was put by epoch {epoch}");
+                return Err(writer.lease.lose(text));
+            }
+        }
+        self.trailers.insert(shard, known);
+        Ok(())
+    }
+
+    /// Reads a part of a shard.
+    pub(super) fn read(self: &Arc<Self>, part: Part, flags: ReadFlags) -> Answer<Data> {
+        match self.pages.peek(part.shard) {
+            Some(State::Never) => Answer::Ready(Ok(zeros(part.len, flags))),
+            Some(_) => match self.trailers.get(part.shard) {
+                Some(known) => self.read_known(part, &known, flags),
+                None => self.read_slowly(part, flags),
+            },
+            None => self.read_slowly(part, flags),
+        }
+    }
+
+    /// Reads a part whose checksums are at hand.
+    fn read_known(self: &Arc<Self>, part: Part, known: &Known, flags: ReadFlags) -> Answer<Data> {
+        let units = fetch::units_of(part);
+        let len = (units.end - units.start) * UNIT_BYTES;
+        let range = Range::new(units.start * UNIT_BYTES, len);
+        let key = self.pages.names.shard(part.shard);
+        match self.pages.store.chain.get(key, range, GetFlags::WANT_META) {
+            Answer::Ready(Ok(got)) => match fetch::verified(known, part, &got) {
+                Some(data) => Answer::Ready(Ok(data)),
+                None => self.read_again(part, flags),
+            },
+            Answer::Ready(Err(_)) => self.read_again(part, flags),
+            Answer::Later(later) => {
+                let (whole, known) = (self.clone(), known.clone());
+                Answer::later(async move {
+                    match later.await.map(|got| fetch::verified(&known, part, &got)) {
+                        Ok(Some(data)) => Ok(data),
+                        _ => whole.read_again(part, flags).wait().await,
+                    }
+                })
+            }
+        }
+    }
+
+    /// Reads a part whose checksums must be fetched first.
+    fn read_slowly(self: &Arc<Self>, part: Part, flags: ReadFlags) -> Answer<Data> {
+        let whole = self.clone();
+        Answer::later(async move {
+            let pages = &whole.pages;
+            if pages.state(part.shard).await? == State::Never {
+                return Ok(zeros(part.len, flags));
+            }
+            // Most of it: all of it, and the checksums come along.
+            if part.len * 2 > pages.record.shard_bytes {
+                let fetched = fetch::shard(pages, part.shard, GetFlags::NONE).await;
+                if let Ok(Some(Fetched {
+                    data,
+                    known,
+                    damaged,
+                })) = fetched
+                {
+                    if damaged.is_empty() {
+                        whole.learn(known)?;
+                        let range = part.range();
+                        return Ok(data.slice(range.start as usize..range.end as usize).into());
+                    }
+                }
+            } else if let Ok(Some(known)) = fetch::trailer(pages, part.shard, GetFlags::NONE).await
+            {
+                whole.learn(known.clone())?;
+                return whole.read_known(part, &known, flags).wait().await;
+            }
+            whole.read_again(part, flags).wait().await
+        })
+    }
+
+    /// Reads from the store itself while no put of the shard is going on: what is wrong then is
+    /// wrong there. A task of its own, so that the turn comes to its end.
+    fn read_again(self: &Arc<Self>, part: Part, flags: ReadFlags) -> Answer<Data> {
+        let whole = self.clone();
+        Answer::later(async move {
+            let task = runtime::handle().spawn(async move {
+                let _turn = whole.queues.turn(part.shard).await;
+                if let Some((data, known)) = fetch::part(&whole.pages, part).await? {
+                    whole.learn(known)?;
+                    return Ok(data);
+                }
+                match whole.pages.state(part.shard).await? {
+                    State::Written => Err(gone(part.shard)),
+                    _ => Ok(zeros(part.len, flags)),
+                }
+            });
+            task.await.unwrap_or_else(|_| Err(given_up()))
+        })
+    }
+
+    /// Changes parts of shards; nothing starts before the first poll, and then all of it comes to
+    /// its end, whether or not somebody waits.
+    pub(super) fn change(self: &Arc<Self>, edits: Vec<(u64, Edit)>) -> Answer<()> {
+        let whole = self.clone();
+        Answer::later(async move {
+            let mut answers = Vec::with_capacity(edits.len());
+            for (shard, edit) in edits {
+                let (answer, serve) = whole.queues.push(shard, edit);
+                if serve {
+                    runtime::handle().spawn(whole.clone().serve(shard));
+                }
+                answers.push(answer);
+            }
+            let mut outcome = Ok(());
+            for answer in answers {
+                outcome = outcome.and(answer.await.unwrap_or_else(|| Err(given_up())));
+            }
+            outcome
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Waits until nobody is at these shards.
+    pub(super) async fn quiesce(&self, shards: &std::ops::Range<u64>) {
+        for shard in self.queues.busy(shards) {
+            drop(self.queues.turn(shard).await);
+        }
+    }
+
+    /// Carries out what waits for a shard, until nothing does.
+    async fn serve(self: Arc<Self>, shard: u64) {
+        let mut serving = self.queues.serve(shard);
+        loop {
+            let _turn = self.queues.turn(shard).await;
+            let (mut edits, mut waiters) = (Vec::new(), Vec::new());
+            let outcome = match self.permits.acquire().await {
+                Ok(_permit) => {
+                    let mut more = || {
+                        let from = edits.len();
+                        for (edit, waiter) in self.queues.take(shard) {
+                            edits.push(edit);
+                            waiters.push(waiter);
+                        }
+                        edits[from..].to_vec()
+                    };
+                    self.commit(shard, &mut more).await
+                }
+                Err(_) => Err(given_up()),
+            };
+            for waiter in waiters {
+                // Who went away does not want to know.
+                let _ = waiter.send(outcome.clone());
+            }
+            if serving.leave() {
+                return;
+            }
+        }
+    }
+
+    /// Makes the changes that `more` gives; it is asked as late as can be.
+    async fn commit(&self, shard: u64, more: &mut (dyn FnMut() -> Vec<Edit> + Send)) -> Result<()> {
+        let mut edits = more();
+        let writer = self.pages.writer()?;
+        writer.lease.held().await?;
+        let zeroes = edits.iter().all(|edit| matches!(edit, Edit::Zero(_)));
+        if zeroes && self.pages.state(shard).await? == State::Never {
+            return Ok(());
+        }
+        writer.reaper.clear(shard).await?;
+        let intended = self.pages.intend(shard).await?;
+        for attempt in 0..MERGES {
+            let (base, condition) = self.base(shard, &intended, &edits, attempt > 0).await?;
+            edits.extend(more());
+            if let Some(unit) = base.as_ref().and_then(|base| spoilt(base, &edits)) {
+                return Err(damaged(&self.pages, shard, unit));
+            }
+            let label = Label {
+                uuid: self.pages.record.uuid,
+                shard,
+                stamp: writer.lease.stamp(),
+            };
+            let base = match &base {
+                Some(fetched) => Base::Shard(&fetched.data, &fetched.known.trailer),
+                None => Base::Zeros,
+            };
+            let shard_bytes = self.pages.record.shard_bytes;
+            let (data, trailer) = image::build(label, shard_bytes, &base, &edits);
+            intended.putting();
+            match self.put(writer, data, &trailer, condition).await {
+                Ok(etag) => {
+                    self.pages.was_put(&intended);
+                    let (etag, trailer) = (etag.as_str().into(), Arc::new(trailer));
+                    self.trailers.insert(shard, Known { etag, trailer });
+                    return writer.lease.held().await;
+                }
+                Err(Refused::Conflict) => self.trailers.remove(shard),
+                Err(Refused::Failed(error)) => {
+                    self.trailers.remove(shard);
+                    return Err(error);
+                }
+            }
+        }
+        let text = format!("shard {shard}: others keep putting it");
+        Err(Error::new(Kind::Io, text))
+    }
+
+    /// What the shard holds, if that matters, and the condition under which it may be replaced.
+    async fn base(
+        &self,
+        shard: u64,
+        intended: &Intended,
+        edits: &[Edit],
+        again: bool,
+    ) -> Result<(Option<Fetched>, Condition)> {
+        let store = &self.pages.store;
+        let never = intended.before == State::Never;
+        if never && !again {
+            return Ok((None, store.if_absent()));
+        }
+        if never || image::covers(edits, self.shard_len(shard)) {
+            let etag = self.etag(shard, again).await?;
+            let condition = etag.map_or(store.if_absent(), |etag| store.if_match(&etag));
+            return Ok((None, condition));
+        }
+        match self.fetch(shard, again).await? {
+            Some(fetched) => {
+                self.learn(fetched.known.clone())?;
+                let condition = store.if_match(&fetched.known.etag);
+                Ok((Some(fetched), condition))
+            }
+            None if intended.before == State::Written => Err(gone(shard)),
+            None => Ok((None, store.if_absent())),
+        }
+    }
+
+    /// The ETag of a shard that is replaced; `None` if there is no object.
+    async fn etag(&self, shard: u64, again: bool) -> Result<Option<String>> {
+        if !again {
+            if let Some(known) = self.trailers.get(shard) {
+                return Ok(Some(known.etag.to_string()));
+            }
+        }
+        match fetch::trailer(&self.pages, shard, GetFlags::FRESH).await {
+            Ok(Some(known)) => {
+                let etag = known.etag.to_string();
+                self.learn(known).map(|()| Some(etag))
+            }
+            Ok(None) => Ok(None),
+            // What is damaged may be replaced by its owner, who is asked for.
+            Err(error) if error.kind == Kind::Corrupt => {
+                self.pages.writer()?.lease.confirm().await?;
+                let meta = self.pages.store.head(self.pages.names.shard(shard)).await?;
+                Ok(meta.map(|meta| meta.etag.into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes of a shard that the volume has.
+    fn shard_len(&self, shard: u64) -> u64 {
+        let record = &self.pages.record;
+        (record.size_bytes - shard * record.shard_bytes).min(record.shard_bytes)
+    }
+
+    /// The whole shard; if something is wrong with it, once more from the store itself.
+    async fn fetch(&self, shard: u64, fresh: bool) -> Result<Option<Fetched>> {
+        if !fresh {
+            match fetch::shard(&self.pages, shard, GetFlags::NONE).await {
+                Ok(Some(fetched)) if fetched.damaged.is_empty() => return Ok(Some(fetched)),
+                Ok(_) => {}
+                Err(error) if error.kind == Kind::Corrupt => {}
+                Err(error) => return Err(error),
+            }
+        }
+        fetch::shard(&self.pages, shard, GetFlags::FRESH).await
+    }
+
+    /// Puts a shard. An unknown outcome is asked again until it is known: no two puts have the
+    /// same stamp, so what is found there is ours or not.
+    async fn put(
+        &self,
+        writer: &Writer,
+        data: Body,
+        trailer: &Trailer,
+        condition: Condition,
+    ) -> Result<String, Refused> {
+        let store = &self.pages.store;
+        let key = self.pages.names.shard(trailer.shard);
+        let object = image::object(&data, trailer);
+        let mut attempt = 0;
+        loop {
+            let put = store
+                .chain
+                .put(key.clone(), object.clone(), condition.clone());
+            match put.wait().await {
+                Ok(put) => return Ok(put.etag.into()),
+                Err(error) if may_pass(&error) && attempt + 1 < ATTEMPTS => {
+                    back_off(attempt).await;
+                    attempt += 1;
+                    writer.lease.held().await?;
+                }
+                Err(error) if matches!(error.kind, Kind::Exists | Kind::Precondition) => {
+                    return self.whose(writer, trailer).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The condition did not hold. Is it our own put that lies there, or are we out?
+    async fn whose(&self, writer: &Writer, ours: &Trailer) -> Result<String, Refused> {
+        let found = fetch::trailer(&self.pages, ours.shard, GetFlags::FRESH).await;
+        match found {
+            Ok(Some(known)) if known.trailer.stamp == ours.stamp => Ok(known.etag.to_string()),
+            Ok(Some(known)) => {
+                self.learn(known)?;
+                writer.lease.confirm().await?;
+                Err(Refused::Conflict)
+            }
+            Err(error) if error.kind != Kind::Corrupt => Err(error.into()),
+            _ => {
+                writer.lease.confirm().await?;
+                Err(Refused::Conflict)
+            }
+        }
+    }
+}
+
+/// A damaged unit that would be changed in part: its checksum would then vouch for the damage.
+/// One that is not changed keeps its checksum, and stays damaged; one that is replaced is mended.
+fn spoilt(base: &Fetched, edits: &[Edit]) -> Option<u64> {
+    let in_part = |unit: u64| {
+        let (start, end) = (unit * UNIT_BYTES, (unit + 1) * UNIT_BYTES);
+        let touches = |edit: &Edit| edit.range().start < end && edit.range().end > start;
+        let touching: Vec<Edit> = edits.iter().filter(|edit| touches(edit)).cloned().collect();
+        !touching.is_empty() && !image::covers_range(&touching, start..end)
+    };
+    base.damaged.iter().copied().find(|&unit| in_part(unit))
+}
