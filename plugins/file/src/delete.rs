@@ -51,7 +51,11 @@ impl Directory {
         }
         if !is_kind(&stat, FileType::RegularFile) {
             let path = self.path_of(name);
-            let text = format!("{} is not a file, so it is not removed", path.display());
+            let what = match is_kind(&stat, FileType::BlockDevice) {
+                true => "is a block device",
+                false => "is not a file",
+            };
+            let text = format!("{} {what}, so it is not removed", path.display());
             return Err(Error::new(Kind::Invalid, text));
         }
         match unlinkat(&parent, name.leaf(), AtFlags::empty()) {
