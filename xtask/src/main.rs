@@ -6,8 +6,10 @@
 //! cargo xtask install [--debug] --prefix DIR     install the host and its plugins
 //! cargo xtask check                              formatting, lints, documentation
 //! cargo xtask fuzz [TARGET] [--seconds N]        feed the decoders and whole sessions with rubbish
+//! cargo xtask count [--update]                   instructions that each kind of request takes
 //! ```
 
+mod count;
 mod fuzz;
 
 use std::ffi::OsString;
@@ -22,7 +24,8 @@ const USAGE: &str = "usage: cargo xtask demo [--release] [SERVE OPTIONS]
        cargo xtask test [CARGO TEST OPTIONS]
        cargo xtask install [--debug] --prefix DIR
        cargo xtask check
-       cargo xtask fuzz [wire | session] [--seconds N]";
+       cargo xtask fuzz [wire | session] [--seconds N]
+       cargo xtask count [--update]";
 
 /// What a chore ends with: an error is one line for a person.
 pub(crate) type Outcome = Result<(), String>;
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Some("test") => test(&words),
         Some("install") => install(&words),
         Some("check") => check(),
+        Some("count") => count::count(&words),
         Some("fuzz") => fuzz::fuzz(&words),
         _ => Err(USAGE.to_owned()),
     };
@@ -55,7 +59,7 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// Where cargo builds to.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(dir) => root().join(dir),
         None => root().join("target"),
