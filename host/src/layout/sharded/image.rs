@@ -55,7 +55,11 @@ pub(super) fn covers(edits: &[Edit], len: u64) -> bool {
 
 /// Whether the changes together cover all of a range.
 pub(super) fn covers_range(edits: &[Edit], wanted: Range<u64>) -> bool {
-    let mut ranges: Vec<Range<u64>> = edits.iter().map(Edit::range).collect();
+    covered(edits.iter().map(Edit::range).collect(), wanted)
+}
+
+/// Whether these ranges together cover that one.
+pub(super) fn covered(mut ranges: Vec<Range<u64>>, wanted: Range<u64>) -> bool {
     ranges.sort_by_key(|range| range.start);
     let mut at = wanted.start;
     for range in ranges {

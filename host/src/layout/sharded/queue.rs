@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, OwnedMutexGuard};
 
-use super::image::Edit;
+use super::image::{covered, Edit};
 use crate::error::Result;
 
 /// A change and who waits for it.
@@ -122,6 +122,14 @@ impl Queues {
         entry
             .map(|entry| std::mem::take(&mut entry.waiting))
             .unwrap_or_default()
+    }
+
+    /// How many changes wait, and whether they cover the first `len` bytes together.
+    pub(super) fn waiting(&self, shard: u64, len: u64) -> (usize, bool) {
+        let shards = self.shards();
+        let waiting = shards.get(&shard).map_or(&[][..], |entry| &entry.waiting);
+        let ranges = waiting.iter().map(|(edit, _)| edit.range());
+        (waiting.len(), covered(ranges.collect(), 0..len))
     }
 
     /// Begins to serve a shard that [`push`](Self::push) found nobody to serve.

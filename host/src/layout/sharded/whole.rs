@@ -2,6 +2,7 @@
 //! (contract C2, C10, C11, C25).
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nbd_rs_plugin::{Body, Condition, Data, GetFlags, Range, ReadFlags};
 use tokio::sync::Semaphore;
@@ -24,6 +25,10 @@ use crate::runtime;
 const TRAILER_BYTES: usize = 8 << 20;
 /// Memory for shards that are being changed, in bytes.
 const CHANGING_BYTES: u64 = 128 << 20;
+/// A put waits for company until nobody came for so long.
+const COMPANY: Duration = Duration::from_millis(2);
+/// It waits so long at the most.
+const MOST_COMPANY: Duration = Duration::from_millis(50);
 /// How often a change is merged again with what it finds on the store.
 const MERGES: u32 = 4;
 
@@ -202,6 +207,7 @@ impl Whole {
             let (mut edits, mut waiters) = (Vec::new(), Vec::new());
             let outcome = match self.permits.acquire().await {
                 Ok(_permit) => {
+                    self.wait_for_company(shard).await;
                     let mut more = || {
                         let from = edits.len();
                         for (edit, waiter) in self.queues.take(shard) {
@@ -221,6 +227,22 @@ impl Whole {
             if serving.leave() {
                 return;
             }
+        }
+    }
+
+    /// A put of a few bytes costs as much as one of the whole shard, so the neighbours of a change
+    /// that are on their way are waited for.
+    async fn wait_for_company(&self, shard: u64) {
+        let len = self.shard_len(shard);
+        let latest = Instant::now() + MOST_COMPANY;
+        let (mut before, mut complete) = self.queues.waiting(shard, len);
+        while !complete && Instant::now() < latest {
+            tokio::time::sleep(COMPANY).await;
+            let (now, covered) = self.queues.waiting(shard, len);
+            if now == before {
+                return;
+            }
+            (before, complete) = (now, covered);
         }
     }
 
