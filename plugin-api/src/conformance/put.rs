@@ -242,10 +242,12 @@ pub(super) async fn if_match(subject: &mut Subject<'_>) -> Checked {
 pub(super) async fn one_updater_wins(subject: &mut Subject<'_>) -> Checked {
     let key = subject.key("contended");
     let mut etag = subject.put(&key, b"start").await?.etag;
-    for round in 0..10 {
+    for round in 0..10_u8 {
+        // Never the same bytes again: where an ETag is a hash of them, it would be the old one.
+        let bytes = |who: u8| [round * 8 + who; 3000];
         let updaters = (0_u8..8).map(|who| {
             let condition = Condition::IfMatch(etag.clone());
-            subject.next.put(&key, body(&[who; 3000]), condition)
+            subject.next.put(&key, body(&bytes(who)), condition)
         });
         let results = together(updaters).await;
         let winners: Vec<usize> = (0..8).filter(|who| results[*who].is_ok()).collect();
@@ -257,7 +259,7 @@ pub(super) async fn one_updater_wins(subject: &mut Subject<'_>) -> Checked {
                 false => fails(result, Kind::Precondition, "an updater who came late")?,
             }
         }
-        subject.holds(&key, &[winner as u8; 3000]).await?;
+        subject.holds(&key, &bytes(winner as u8)).await?;
     }
     Ok(())
 }
