@@ -9,9 +9,10 @@ use nbd_rs_plugin::{
 use crate::assemble::{unsatisfied_size, Assembly, Plan};
 use crate::client::Answer;
 use crate::config::{self, Checksum};
+use crate::listing::{self, Order};
 use crate::location;
 use crate::open::{empty, open, Opened};
-use crate::request::{self, Call, Payload, DELETE_KEYS, PAGE_KEYS};
+use crate::request::{self, Call, From, Payload, DELETE_KEYS, PAGE_KEYS};
 use crate::response::{self, Failure};
 use crate::xml;
 
@@ -19,6 +20,8 @@ use crate::xml;
 const MAX_OBJECT_BYTES: u64 = 5 << 30;
 /// What S3 serves best, in bytes: large enough for its latency, small enough to wait for.
 const PREFERRED_BYTES: u32 = 4 << 20;
+/// Names that are gathered where a server's order is its own; about 200 bytes each.
+const MAX_LISTED: usize = 4 << 20;
 /// Checksums of bodies above this are computed where it may take a while, in bytes.
 const INLINE_SUM_BYTES: u64 = 8 << 20;
 
@@ -26,6 +29,7 @@ const INLINE_SUM_BYTES: u64 = 8 << 20;
 #[derive(Debug)]
 pub struct S3Backend {
     store: Opened,
+    order: Order,
 }
 
 impl S3Backend {
@@ -38,7 +42,8 @@ impl S3Backend {
             .map_err(|error| Error::os(&error, "starting the network threads"))?;
         within(async move {
             let store = open(&request).await?;
-            Ok(Self { store })
+            let order = Order::new(store.config.aws);
+            Ok(Self { store, order })
         })
         .await
     }
@@ -167,7 +172,11 @@ impl S3Backend {
         match self.send(&call, &empty()).await {
             Err(failure) if failure.error.kind == Kind::NotFound => Ok(()),
             Err(failure) => Err(failure.error),
-            Ok(answer) => answer.end(&call).await.map(drop).map_err(Error::from),
+            Ok(answer) => answer
+                .end(&call)
+                .await
+                .map(drop)
+                .map_err(|failure| failure.error),
         }
     }
 
@@ -205,12 +214,55 @@ impl S3Backend {
         xml::Deleted::read(&answer)
     }
 
+    /// A page, or all that there is where the server's order forbids less.
     async fn page(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
         let ours = self.store.config.prefix.as_str();
-        let full = |text: &str| format!("{ours}{text}");
-        let call = request::list(&full(prefix), after.map(full).as_deref(), PAGE_KEYS);
+        let (full, start) = (
+            format!("{ours}{prefix}"),
+            after.map(|name| format!("{ours}{name}")),
+        );
+        let mut from = match &start {
+            Some(key) if self.order.can_start(&full, key) => From::After(key),
+            _ => From::Start,
+        };
+        let (mut items, mut token);
+        let first = self.listed(&full, from).await?;
+        let shown: Vec<&str> = first.keys.iter().map(String::as_str).collect();
+        let asked = start.is_none() || from != From::Start;
+        if let (Some(_), true, Some(last)) = (&first.more, asked, shown.iter().max()) {
+            // What a page passes on must lie behind what the one before did.
+            let goes_on = start.as_deref().is_none_or(|start| *last > start);
+            if goes_on && self.order.can_cut(&full, &shown) {
+                let next = last.strip_prefix(ours);
+                return Ok(listing::page(first.items, after, next));
+            }
+        }
+        (items, token) = (first.items, first.more);
+        while let Some(more) = token {
+            if more.is_empty() || items.len() > MAX_LISTED {
+                return Err(Error::new(
+                    Kind::Io,
+                    format!("listing {full}: it does not end"),
+                ));
+            }
+            from = From::Token(&more);
+            let next = self.listed(&full, from).await?;
+            items.extend(next.items);
+            token = next.more.filter(|token| *token != more);
+        }
+        Ok(listing::page(items, after, None))
+    }
+
+    async fn listed(&self, prefix: &str, from: From<'_>) -> Result<xml::Listed> {
+        let call = request::list(prefix, from, PAGE_KEYS);
         let answer = self.send(&call, &empty()).await?.xml(&call).await?;
-        xml::page(&answer, ours, prefix, after)
+        let mut found = xml::listing(&answer, &self.store.config.prefix)?;
+        found.keys.retain(|key| key.starts_with(prefix));
+        let shown: Vec<&str> = found.keys.iter().map(String::as_str).collect();
+        self.order.learn(&shown);
+        let names = &prefix[self.store.config.prefix.len()..];
+        found.items.retain(|meta| meta.key.starts_with(names));
+        Ok(found)
     }
 }
 

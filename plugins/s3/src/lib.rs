@@ -17,6 +17,7 @@ mod client;
 mod config;
 mod credentials;
 mod endpoint;
+mod listing;
 mod location;
 mod open;
 mod profile;

@@ -110,7 +110,7 @@ async fn contact(mut config: Config, credentials: Arc<Credentials>) -> Result<(C
 }
 
 async fn look(config: &Config, client: &Client) -> Result<(), Failure> {
-    let call = request::list(&config.prefix, None, 1);
+    let call = request::list(&config.prefix, request::From::Start, 1);
     client.send(&call, &empty()).await?.xml(&call).await?;
     Ok(())
 }

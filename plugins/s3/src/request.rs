@@ -251,17 +251,29 @@ pub(crate) fn delete_many(keys: &[String]) -> Result<(Call, Body)> {
     Ok((call, body))
 }
 
-/// One page of names that begin with `prefix` and come after `after`.
-pub(crate) fn list(prefix: &str, after: Option<&str>, keys: usize) -> Call {
+/// Where a listing begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From<'a> {
+    /// At the first name.
+    Start,
+    /// After this key.
+    After(&'a str),
+    /// Where the page before ended, in the store's own words.
+    Token(&'a str),
+}
+
+/// One page of the keys that begin with `prefix`.
+pub(crate) fn list(prefix: &str, from: From<'_>, keys: usize) -> Call {
     let mut call = Call::new(Method::GET, None)
         .query("list-type", "2")
         .query("max-keys", keys.to_string());
     if !prefix.is_empty() {
         call = call.query("prefix", prefix);
     }
-    match after {
-        Some(after) => call.query("start-after", after),
-        None => call,
+    match from {
+        From::Start => call,
+        From::After(key) => call.query("start-after", key),
+        From::Token(token) => call.query("continuation-token", token),
     }
 }
 

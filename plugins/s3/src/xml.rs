@@ -3,7 +3,7 @@
 //! Bounded before it gets here; without document types, so without entities of its own; read into
 //! rust-s3's types, so that what is not known is skipped without being kept.
 
-use nbd_rs_plugin::{Error, Kind, Meta, Page, Result};
+use nbd_rs_plugin::{Error, Kind, Meta, Result};
 use s3::serde_types::{DeleteObjectsResult, ListBucketResult, Object};
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
@@ -54,38 +54,38 @@ pub(crate) fn error(body: &[u8]) -> Option<ErrorText> {
     is_code(&found.code).then_some(found)
 }
 
-/// A page of a listing of the names behind `ours`, as it was asked for.
-///
-/// Servers differ in what they call order, so the page is put in order, and what was not asked for
-/// is left out.
+/// A page as the store gave it.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// The keys in the order in which they came, of anybody's objects.
+    pub keys: Vec<String>,
+    /// Those that are ours, without our prefix.
+    pub items: Vec<Meta>,
+    /// Whether there is more, and the store's own word for where.
+    pub more: Option<String>,
+}
+
+/// A page of a listing; `ours` is the prefix that all names have.
 ///
 /// # Errors
-/// If it is not a listing, or one that never ends.
-pub(crate) fn page(body: &[u8], ours: &str, prefix: &str, after: Option<&str>) -> Result<Page> {
+/// If it is not a listing.
+pub(crate) fn listing(body: &[u8], ours: &str) -> Result<Listed> {
     let found: ListBucketResult =
         parse(body, "ListBucketResult").ok_or_else(|| unreadable("listing", body))?;
-    let mut items: Vec<Meta> = found
+    let items = found
         .contents
         .iter()
-        .filter_map(|object| item(object, ours))
-        .filter(|meta| meta.key.starts_with(prefix))
-        .filter(|meta| after.is_none_or(|after| meta.key.as_str() > after))
-        .collect();
-    items.sort_by(|one, other| one.key.as_bytes().cmp(other.key.as_bytes()));
-    items.dedup_by(|one, other| one.key == other.key);
-    let last = found
-        .contents
-        .iter()
-        .filter_map(|object| object.key.strip_prefix(ours))
-        .max();
-    let next = match (found.is_truncated, last) {
-        (false, _) => None,
-        (true, Some(last)) if after.is_none_or(|after| last > after) => Some(last.into()),
-        (true, _) => return Err(unreadable("a listing that does not go on", body)),
-    };
-    Ok(Page {
-        items: items.into(),
-        next: next.into(),
+        .filter_map(|object| item(object, ours));
+    Ok(Listed {
+        items: items.collect(),
+        more: found
+            .is_truncated
+            .then(|| found.next_continuation_token.unwrap_or_default()),
+        keys: found
+            .contents
+            .into_iter()
+            .map(|object| object.key)
+            .collect(),
     })
 }
 
@@ -194,7 +194,7 @@ mod tests {
         assert!(error(long.as_bytes()).is_none());
     }
 
-    fn listing(truncated: bool, keys: &[&str]) -> Vec<u8> {
+    fn listing_of(truncated: bool, keys: &[&str]) -> Vec<u8> {
         let object = |key: &&str| {
             format!(
                 "<Contents><Key>{key}</Key><LastModified>1970-01-01T00:00:01.5Z</LastModified>\
@@ -209,40 +209,29 @@ mod tests {
         .into_bytes()
     }
 
-    fn names(page: &Page) -> Vec<&str> {
-        page.items.iter().map(|meta| meta.key.as_str()).collect()
-    }
-
     #[test]
-    fn pages_keep_their_keys_exactly() {
-        let body = listing(false, &["p/ a&amp;b&#x20;", "p/ä€", "p/&lt;x&gt;"]);
-        let page = page(&body, "p/", "", None).unwrap();
-        assert_eq!(names(&page), [" a&b ", "<x>", "ä€"]);
+    fn listings_keep_their_keys_exactly() {
+        let body = listing_of(false, &["p/ a&amp;b&#x20;", "p/ä€", "p/&lt;x&gt;"]);
+        let page = listing(&body, "p/").unwrap();
+        assert_eq!(page.keys, ["p/ a&b ", "p/ä€", "p/<x>"]);
         let first = &page.items[0];
-        let found = (first.size, first.etag.as_str(), first.modified_ms);
-        assert_eq!(found, (5, "e-3", 1500));
-        assert!(page.next.is_none());
+        let found = (
+            first.key.as_str(),
+            first.size,
+            first.etag.as_str(),
+            first.modified_ms,
+        );
+        assert_eq!(found, (" a&b ", 5, "e-3", 1500));
+        assert!(page.more.is_none());
     }
 
     #[test]
-    fn f45_pages_are_ordered_and_hold_only_what_was_asked_for() {
-        let body = listing(
-            true,
-            &["p/b", "p/a", "p/b", "p/", "p/c/", "q/x", "p/a0", "other"],
-        );
-        let page = page(&body, "p/", "", Some("a")).unwrap();
-        assert_eq!(names(&page), ["a0", "b"]);
-        assert_eq!(
-            page.next.as_ref().map(|it| it.as_str()).into_option(),
-            Some("c/")
-        );
-    }
-
-    #[test]
-    fn f45_a_listing_that_does_not_go_on_is_an_error() {
-        assert!(page(&listing(true, &[]), "", "", None).is_err());
-        assert!(page(&listing(true, &["a"]), "", "", Some("a")).is_err());
-        assert!(page(&listing(false, &[]), "", "", Some("a")).is_ok());
+    fn listings_hold_only_what_this_store_could_have_written() {
+        let body = listing_of(true, &["p/b", "p/", "p/c/", "q/x", "other"]);
+        let page = listing(&body, "p/").unwrap();
+        let names: Vec<&str> = page.items.iter().map(|meta| meta.key.as_str()).collect();
+        assert_eq!(names, ["b"]);
+        assert_eq!((page.keys.len(), page.more.is_some()), (5, true));
     }
 
     #[test]
@@ -263,7 +252,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (error(&body), page(&body, "", "", None).is_ok(), Deleted::read(&body).is_ok());
+            let _ = (error(&body), listing(&body, "").is_ok(), Deleted::read(&body).is_ok());
             prop_assert!(!excerpt(&body).chars().any(char::is_control));
         }
 

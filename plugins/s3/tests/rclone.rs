@@ -3,7 +3,7 @@
 mod common;
 
 use common::exercise::exercise;
-use common::{installed, open, target};
+use common::{conforms, installed, open, target};
 use nbd_rs_plugin::{CapabilityFlags, Kind};
 use real_stores::{Store, ENCODED_SECRET};
 
@@ -17,6 +17,13 @@ fn the_store_works_on_rclone() {
     let flags = store.capabilities().flags;
     assert!(flags.has(CapabilityFlags::WRITABLE) && !flags.has(CapabilityFlags::IF_ABSENT));
     exercise(&store);
+    // Writers of one name at once are reset, and a folder that gets empty takes along, with a 500,
+    // the put of a new name in it. Both are told as errors.
+    let except = ["replaced_whole", "deletes_beside_puts"];
+    conforms(
+        &open(&target(&rclone, "", ENCODED_SECRET), &[]).unwrap(),
+        &except,
+    );
     exercise(&open(&right, &[("checksum", "signed")]).unwrap());
     let error = open(&target(&rclone, "p/", "wrong"), &[]).unwrap_err();
     assert_eq!(error.kind, Kind::Denied, "{error}");

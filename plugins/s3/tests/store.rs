@@ -4,13 +4,54 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{block_on, body, get, kind, names, open, request, Bench};
+use common::{block_on, body, conforms, get, kind, names, open, request, Bench};
 use nbd_rs_plugin::{
     Body, Bytes, CapabilityFlags, Condition, GetFlags, Kind, ObjectFlags, ObjectMode, OpenFlags,
     Range,
 };
 use nbd_rs_s3::backend::S3Backend;
 use nbd_rs_s3_server::{Fault, Quirks, Rule, Server};
+
+#[test]
+fn the_suite_of_every_backend_is_passed() {
+    for folder_order in [false, true] {
+        let server = Server::start();
+        server.set_quirks(Quirks {
+            folder_order,
+            ..Quirks::default()
+        });
+        conforms(&open(&server.target(""), &[]).unwrap(), &[]);
+        assert_eq!(server.keys(), Vec::<String>::new());
+        assert_eq!(server.broken(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn f45_a_server_that_walks_folders_loses_no_name_between_pages() {
+    let bench = Bench::new();
+    bench.server.set_quirks(Quirks {
+        folder_order: true,
+        ..Quirks::default()
+    });
+    let mut expected: Vec<String> = (0..1500).map(|at| format!("d/{at:05}")).collect();
+    expected.extend(["d.x", "d-", "d", "e", "d0"].map(str::to_owned));
+    for key in &expected {
+        bench.server.insert(&format!("p/{key}"), b"");
+    }
+    expected.sort();
+    assert_eq!(names(&bench.store, ""), expected);
+    let page = block_on(bench.store.list("", Some("d.x"))).unwrap();
+    assert_eq!(page.items[0].key.as_str(), "d/00000");
+}
+
+#[test]
+fn f45_a_listing_that_does_not_go_on_is_an_error() {
+    let bench = Bench::new();
+    let endless =
+        "<ListBucketResult><Name>b</Name><IsTruncated>true</IsTruncated></ListBucketResult>";
+    bench.next("GET", Fault::answer(200, &[], endless));
+    assert_eq!(kind(block_on(bench.store.list("", None))), Kind::Io);
+}
 
 #[test]
 fn what_is_put_is_read_whole_and_by_ranges() {

@@ -24,6 +24,8 @@ pub struct Quirks {
     pub no_ranges: bool,
     /// Bulk deletes are not implemented.
     pub no_bulk_delete: bool,
+    /// Listings walk folders: all of `d/` before `d.x`.
+    pub folder_order: bool,
     /// No ETag in any answer.
     pub no_etags: bool,
     /// The x-amz-checksum headers are not implemented.
@@ -234,21 +236,34 @@ impl Store {
 
     fn list(&self, bucket: &str, request: &Request) -> Answer {
         let prefix = request.query("prefix").unwrap_or_default();
-        let after = request.query("start-after").unwrap_or_default();
+        let after = request.query("continuation-token");
+        let after = after
+            .or_else(|| request.query("start-after"))
+            .unwrap_or_default();
         let most = request.query("max-keys").and_then(|text| text.parse().ok());
         let most: usize = most.unwrap_or(1000).min(1000);
-        let found: Vec<(&String, &Object)> = self.buckets[bucket]
+        let order = |one: &str, other: &str| match self.quirks.folder_order {
+            true => one.split('/').cmp(other.split('/')),
+            false => one.cmp(other),
+        };
+        let mut found: Vec<(&String, &Object)> = self.buckets[bucket]
             .iter()
-            .filter(|(key, _)| key.starts_with(&prefix) && **key > after)
-            .take(most + 1)
+            .filter(|(key, _)| key.starts_with(&prefix) && order(key, &after).is_gt())
             .collect();
+        found.sort_by(|(one, _), (other, _)| order(one, other));
+        found.truncate(most + 1);
         let truncated = found.len() > most;
         let mut body = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
              <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
              <Name>{bucket}</Name><IsTruncated>{truncated}</IsTruncated>"
         );
-        for (key, object) in found.into_iter().take(most) {
+        found.truncate(most);
+        if let (true, Some((last, _))) = (truncated, found.last()) {
+            let last = escape(last);
+            body += &format!("<NextContinuationToken>{last}</NextContinuationToken>");
+        }
+        for (key, object) in found {
             body += &format!(
                 "<Contents><Key>{}</Key><LastModified>2026-11-25T12:00:00.000Z</LastModified>\
                  <ETag>{}</ETag><Size>{}</Size></Contents>",

@@ -90,7 +90,7 @@ fn the_bucket_is_in_the_path_or_in_the_host() {
     ] {
         assert_eq!(site(target).url(&head("p/k +ä")).unwrap().as_str(), url);
     }
-    let listing = list("p/a b", Some("p/a+b"), 5);
+    let listing = list("p/a b", From::After("p/a+b"), 5);
     assert_eq!(
         site("//h:9/b").url(&listing).unwrap().query(),
         Some("list-type=2&max-keys=5&prefix=p%2Fa%20b&start-after=p%2Fa%2Bb")
@@ -158,7 +158,7 @@ proptest! {
         let site = site("//h:9/b");
         let url = site.url(&head(&name)).unwrap();
         prop_assert_eq!(signing::canonical_uri_string(&url), url.path());
-        let url = site.url(&list(&name, Some(&name), 9)).unwrap();
+        let url = site.url(&list(&name, From::After(&name), 9)).unwrap();
         prop_assert_eq!(signing::canonical_query_string(&url), url.query().unwrap());
     }
 

@@ -135,7 +135,7 @@ fn f38_the_time_to_wait_stands_at_the_end_of_the_message() {
 
 #[test]
 fn f49_the_region_is_taken_from_the_answer_if_it_is_one() {
-    let get = request::list("", None, 1);
+    let get = request::list("", request::From::Start, 1);
     let named = headers(&[("x-amz-bucket-region", "eu-west-1")]);
     assert_eq!(
         failure(&get, 301, &named, b"").region.as_deref(),

@@ -15,14 +15,18 @@ use nbd_rs_s3_server::{Fault, Rule, Server};
 
 /// Waits on this thread, for a minute at most.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    block_for(60, future)
+}
+
+fn block_for<F: Future>(seconds: u64, future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build();
     runtime.expect("a runtime").block_on(async {
-        let limit = Duration::from_secs(60);
+        let limit = Duration::from_secs(seconds);
         tokio::time::timeout(limit, future)
             .await
-            .expect("a test's wait of under a minute")
+            .expect("an answer in a test's time")
     })
 }
 
@@ -149,6 +153,22 @@ pub(crate) fn target(store: &real_stores::Store, prefix: &str, secret: &str) -> 
         "http://{key}:{secret}@{}/{bucket}/{prefix}",
         store.address()
     )
+}
+
+/// The suite that every backend must pass, but for what this server is known not to do.
+pub(crate) fn conforms(store: &Next, except: &[&str]) {
+    use nbd_rs_plugin::conformance::{run, Options, Outcome};
+    let options = Options {
+        many_objects: 650,
+        ..Options::named("conformance/", 7)
+    };
+    let report = block_for(300, run(store.clone(), &options));
+    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed(_));
+    for check in &report.checks {
+        let known = except.contains(&check.name);
+        assert!(known || !failed(&check.outcome), "{}: {report}", check.name);
+    }
+    assert!(report.passes() >= 14, "{report}");
 }
 
 /// All names that begin with `prefix`, page by page.
