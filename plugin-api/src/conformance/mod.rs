@@ -37,6 +37,9 @@ pub struct Options {
     pub many_objects: usize,
     /// Steps of the random script on an opened object.
     pub script_steps: usize,
+    /// How often eight writers race for one object, under a condition that one of them can meet.
+    /// Some servers let them in one by one, a second apart.
+    pub race_rounds: u8,
 }
 
 impl Options {
@@ -48,6 +51,7 @@ impl Options {
             seed,
             many_objects: 1050,
             script_steps: 400,
+            race_rounds: 10,
         }
     }
 

@@ -158,7 +158,7 @@ pub(super) async fn if_absent(subject: &mut Subject<'_>) -> Checked {
 }
 
 pub(super) async fn one_creator_wins(subject: &mut Subject<'_>) -> Checked {
-    for round in 0..10 {
+    for round in 0..subject.options.race_rounds {
         let key = subject.key(&format!("race/{round}/object"));
         let creators = (0_u8..8).map(|who| {
             subject
@@ -242,9 +242,9 @@ pub(super) async fn if_match(subject: &mut Subject<'_>) -> Checked {
 pub(super) async fn one_updater_wins(subject: &mut Subject<'_>) -> Checked {
     let key = subject.key("contended");
     let mut etag = subject.put(&key, b"start").await?.etag;
-    for round in 0..10_u8 {
+    for round in 0..subject.options.race_rounds {
         // Never the same bytes again: where an ETag is a hash of them, it would be the old one.
-        let bytes = |who: u8| [round * 8 + who; 3000];
+        let bytes = |who: u8| [round.wrapping_mul(8).wrapping_add(who); 3000];
         let updaters = (0_u8..8).map(|who| {
             let condition = Condition::IfMatch(etag.clone());
             subject.next.put(&key, body(&bytes(who)), condition)

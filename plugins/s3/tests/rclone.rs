@@ -20,10 +20,8 @@ fn the_store_works_on_rclone() {
     // Writers of one name at once are reset, and a folder that gets empty takes along, with a 500,
     // the put of a new name in it. Both are told as errors.
     let except = ["replaced_whole", "deletes_beside_puts"];
-    conforms(
-        &open(&target(&rclone, "", ENCODED_SECRET), &[]).unwrap(),
-        &except,
-    );
+    let root = open(&target(&rclone, "", ENCODED_SECRET), &[]).unwrap();
+    conforms(&root, 10, &except);
     exercise(&open(&right, &[("checksum", "signed")]).unwrap());
     let error = open(&target(&rclone, "p/", "wrong"), &[]).unwrap_err();
     assert_eq!(error.kind, Kind::Denied, "{error}");

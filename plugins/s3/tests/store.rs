@@ -20,7 +20,7 @@ fn the_suite_of_every_backend_is_passed() {
             folder_order,
             ..Quirks::default()
         });
-        conforms(&open(&server.target(""), &[]).unwrap(), &[]);
+        conforms(&open(&server.target(""), &[]).unwrap(), 10, &[]);
         assert_eq!(server.keys(), Vec::<String>::new());
         assert_eq!(server.broken(), Vec::<String>::new());
     }

@@ -156,10 +156,11 @@ pub(crate) fn target(store: &real_stores::Store, prefix: &str, secret: &str) -> 
 }
 
 /// The suite that every backend must pass, but for what this server is known not to do.
-pub(crate) fn conforms(store: &Next, except: &[&str]) {
+pub(crate) fn conforms(store: &Next, race_rounds: u8, except: &[&str]) {
     use nbd_rs_plugin::conformance::{run, Options, Outcome};
     let options = Options {
         many_objects: 650,
+        race_rounds,
         ..Options::named("conformance/", 7)
     };
     let report = block_for(300, run(store.clone(), &options));
