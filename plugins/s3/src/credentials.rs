@@ -10,6 +10,7 @@ use s3::creds::Credentials as Found;
 
 use crate::config::Surroundings;
 use crate::location::invalid;
+use crate::metadata;
 use crate::profile::Profile;
 
 /// Keys that expire are replaced this long before.
@@ -262,11 +263,10 @@ fn find(profile: Option<&str>, env: Lookup) -> Result<Fetched> {
         || set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
     {
         Some(Found::from_container_credentials_provider())
-    } else if env("AWS_EC2_METADATA_DISABLED").is_some_and(|it| it.eq_ignore_ascii_case("true")) {
-        None
+    } else if let Some(endpoint) = metadata::endpoint(env)? {
+        return metadata::fetch(&endpoint);
     } else {
-        // The first of the two that finds itself on such a machine answers; elsewhere neither asks.
-        Found::from_instance_metadata_v2(false).ok().map(Ok)
+        None
     };
     match found {
         Some(found) => {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! `location`, `config`, `profile`, `request`, `response`, `xml` and `assemble` know no socket, file
-//! or clock; `client` is the only one with a network, and `credentials` finds and refreshes keys.
+//! or clock; `client` is the one with the network, and `credentials` finds and refreshes keys, those
+//! of a machine's role by `metadata`.
 
 mod assemble;
 pub mod backend;
@@ -19,6 +20,7 @@ mod credentials;
 mod endpoint;
 mod listing;
 mod location;
+mod metadata;
 mod open;
 mod profile;
 mod request;
