@@ -424,6 +424,29 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_read_from_the_profile_file() {
+        fn file() -> PathBuf {
+            std::env::temp_dir().join(format!("nbd-rs-s3-credentials-{}", std::process::id()))
+        }
+        fn env(name: &str) -> Option<String> {
+            match name {
+                "AWS_SHARED_CREDENTIALS_FILE" => Some(file().display().to_string()),
+                "AWS_CONFIG_FILE" => Some("/nonexistent".to_owned()),
+                "AWS_EC2_METADATA_DISABLED" => Some("true".to_owned()),
+                _ => None,
+            }
+        }
+        let section = |name: &str| {
+            format!("[{name}]\naws_access_key_id = AKI-{name}\naws_secret_access_key = s\n")
+        };
+        std::fs::write(file(), section("default") + &section("work")).unwrap();
+        let access = |profile| find(profile, env).unwrap().keys.access.clone();
+        let found = (access(None), access(Some("work")));
+        std::fs::remove_file(file()).unwrap();
+        assert_eq!(found, ("AKI-default".to_owned(), "AKI-work".to_owned()));
+    }
+
+    #[test]
     fn without_any_keys_the_error_says_where_they_may_be() {
         fn env(name: &str) -> Option<String> {
             (name == "AWS_EC2_METADATA_DISABLED").then(|| "true".to_owned())

@@ -477,3 +477,32 @@ fn an_answer_in_drops_ends_in_time() {
     assert_eq!(bench.kind_of_get(drip), Kind::Transient);
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn f42_a_length_that_does_not_fit_the_range_or_the_body_is_not_used() {
+    let bench = Bench::new();
+    let raw = |status: &str, length: &str, body: &str| {
+        let head = format!(
+            "HTTP/1.1 {status}\r\netag: \"e\"\r\ncontent-length: {length}\r\n\
+             connection: close\r\n"
+        );
+        Fault::Raw(format!("{head}content-range: bytes 2-6/10\r\n\r\n{body}").into_bytes())
+    };
+    for (status, length, body) in [
+        ("206 x", "4", "2345"),
+        ("206 x", "6", "234567"),
+        ("206 x", "5", "234"),
+        ("206 x", "0", ""),
+        ("206 x", "x", "23456"),
+        ("200 x", "10", "0123456789"),
+    ] {
+        let got = bench.kind_of_get(raw(status, length, body));
+        assert_eq!(got, Kind::Transient, "{status} {length} {body}");
+    }
+    // Of a whole object the length is all that is known.
+    bench.next(
+        "GET",
+        Fault::Raw(b"HTTP/1.1 200 x\r\netag: \"e\"\r\ncontent-length: 10\r\n\r\n01234".to_vec()),
+    );
+    assert_eq!(kind(bench.get("k", Range::ALL)), Kind::Transient);
+}

@@ -419,3 +419,14 @@ fn requests_are_as_many_at_once_as_allowed() {
         "{took} ms for three turns of 100 ms"
     );
 }
+
+#[test]
+fn new_objects_have_the_class_that_was_asked_for() {
+    let bench = Bench::with(&[("storage_class", "STANDARD_IA")]);
+    bench.put("k", b"x").unwrap();
+    let seen = bench.server.seen().pop().unwrap();
+    assert_eq!(seen.header("x-amz-storage-class"), Some("STANDARD_IA"));
+    assert_eq!(bench.get("k", Range::ALL).unwrap(), b"x");
+    let seen = bench.server.seen().pop().unwrap();
+    assert_eq!(seen.header("x-amz-storage-class"), None);
+}
