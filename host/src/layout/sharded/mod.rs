@@ -385,9 +385,10 @@ impl Inner {
                 0 => self.pages.state(shard).await?,
                 _ => State::Never,
             };
-            (at, looked_at) = (until, looked_at + 1);
             let room = (limit as usize - extents.len()).max(1);
-            for extent in self.extents_of(part, state, room as u32).await? {
+            let found = self.extents_of(part, state, room as u32).await?;
+            let told: u64 = found.iter().map(|extent| extent.len).sum();
+            for extent in found {
                 let full = extents.len() == limit as usize;
                 match extents.last_mut() {
                     Some(last) if last.flags == extent.flags => last.len += extent.len,
@@ -395,6 +396,11 @@ impl Inner {
                     _ => extents.push(extent),
                 }
             }
+            // What comes next must not stand in the place of what was not told.
+            if told < part.len {
+                break;
+            }
+            (at, looked_at) = (until, looked_at + 1);
         }
         Ok(extents)
     }
