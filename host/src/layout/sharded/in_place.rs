@@ -108,7 +108,38 @@ impl InPlace {
             slot.opened.clone()
         };
         let opened = cell.get_or_try_init(|| self.open_object(shard, known, create));
-        opened.await.cloned()
+        let opened = opened.await.cloned();
+        if opened.is_err() {
+            self.forget_unopened(shard, &cell);
+        }
+        opened
+    }
+
+    /// Gives up the place of a shard that could not be opened, unless others are at it.
+    fn forget_unopened(&self, shard: u64, cell: &Arc<OnceCell<Arc<Opened>>>) {
+        let mut slots = self.slots();
+        let unopened = slots.get(&shard).is_some_and(|slot| {
+            // The slot has it, and our caller.
+            Arc::ptr_eq(&slot.opened, cell) && !cell.initialized() && Arc::strong_count(cell) == 2
+        });
+        if unopened {
+            slots.remove(&shard);
+        }
+    }
+
+    /// The object of a shard that is only looked at; `None` if there is none. It takes no place
+    /// among the open ones: who looks holds no range, so the shard may be trimmed meanwhile, and
+    /// whoever found its deleted object there would write to it.
+    async fn look(&self, shard: u64, state: State) -> Result<Option<Object>> {
+        if let Some(opened) = self.at_hand(shard) {
+            return Ok(Some(opened.object.clone()));
+        }
+        match self.open_object(shard, state, false).await {
+            Ok(opened) => Ok(Some(opened.object.clone())),
+            Err(error) if state == State::Intended && is_unmade(&error) => Ok(None),
+            Err(_) if self.pages.state(shard).await? == State::Never => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn open_object(&self, shard: u64, known: State, create: bool) -> Result<Arc<Opened>> {
@@ -297,18 +328,12 @@ impl InPlace {
         state: State,
         limit: u32,
     ) -> Result<Vec<Extent>> {
-        let flags = match self.open(part.shard, state, false).await {
-            Ok(opened) => {
-                let extents = opened.object.extents(part.offset, part.len, limit);
-                return extents.wait().await;
-            }
-            Err(error) if state == State::Intended && is_unmade(&error) => {
-                ExtentFlags::HOLE | ExtentFlags::ZERO
-            }
-            Err(error) => return Err(error),
+        let Some(object) = self.look(part.shard, state).await? else {
+            let (len, flags) = (part.len, ExtentFlags::HOLE | ExtentFlags::ZERO);
+            return Ok(vec![Extent { len, flags }]);
         };
-        let len = part.len;
-        Ok(vec![Extent { len, flags }])
+        let extents = object.extents(part.offset, part.len, limit);
+        extents.wait().await
     }
 
     /// Reads ahead.
@@ -317,8 +342,10 @@ impl InPlace {
         if state == State::Never {
             return Ok(());
         }
-        let opened = self.open(part.shard, state, false).await?;
-        opened.object.prefetch(part.offset, part.len).wait().await
+        match self.look(part.shard, state).await? {
+            Some(object) => object.prefetch(part.offset, part.len).wait().await,
+            None => Ok(()),
+        }
     }
 
     /// Syncs every shard that was written since its last sync.

@@ -54,3 +54,50 @@ fn extents_leave_no_gap_whatever_the_limit() {
         }
     });
 }
+
+#[test]
+fn c08_a_question_about_extents_never_brings_a_deleted_shard_back() {
+    block_on(async {
+        let (store, volume, rig) = wide(MOST_OPEN as u64 + 8, Way::InPlace).await;
+        let volume = std::sync::Arc::new(volume);
+        // So many that the first is not open any more, and the next to open makes one go.
+        for shard in 0..=MOST_OPEN as u64 {
+            write(&volume, shard * SHARD, 1, 512).await.unwrap();
+        }
+        let (syncs, deletes) = (rig.hold("sync"), rig.hold("shard/000000000000"));
+        let asked = tokio::spawn(volume.extents(0, SHARD, 9).wait());
+        a_moment().await;
+        zero(&volume, 0, SHARD, ZeroFlags::NONE).await.unwrap();
+        drop(syncs);
+        let _ = asked.await.unwrap();
+        drop(deletes);
+        until_deleted(&store, "shard/000000000000").await;
+        write(&volume, 0, 2, 512).await.unwrap();
+        volume.flush().await.unwrap();
+        rig.kill();
+        let (volume, _rig) = open(&store).await;
+        assert_eq!(read(&volume, 511, 2).await.unwrap(), [2, 0]);
+    });
+}
+
+#[test]
+fn shards_that_were_only_reserved_take_no_place_among_the_open_ones() {
+    block_on(async {
+        let (store, volume, rig) = wide(640, Way::InPlace).await;
+        for group in 0..10 {
+            write(&volume, group * 64 * SHARD, 1, 512).await.unwrap();
+        }
+        rig.kill();
+        let how = How {
+            writes: false,
+            ..how()
+        };
+        let volume = manage::open(store.chain(), how).await.unwrap();
+        for shard in 0..640 {
+            let expected = u8::from(shard % 64 == 0);
+            assert_eq!(read(&volume, shard * SHARD, 1).await.unwrap(), [expected]);
+            volume.prefetch(shard * SHARD, 512).wait().await.unwrap();
+        }
+        assert!(volume.open_objects() <= 10, "{}", volume.open_objects());
+    });
+}
