@@ -366,11 +366,12 @@ impl InPlace {
         results.into_iter().collect()
     }
 
-    /// These shards have no objects any more.
+    /// Those of these shards that are never have no objects any more.
     pub(super) fn forget(&self, shards: Range<u64>) {
         let mut slots = self.slots();
-        let gone: Vec<u64> = slots.range(shards).map(|(&shard, _)| shard).collect();
-        for shard in gone {
+        let open = slots.range(shards).map(|(&shard, _)| shard);
+        let never = open.filter(|&shard| self.pages.peek(shard) == Some(State::Never));
+        for shard in never.collect::<Vec<u64>>() {
             slots.remove(&shard);
         }
     }

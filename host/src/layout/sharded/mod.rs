@@ -300,11 +300,12 @@ impl Inner {
         if let Shards::Whole(shards) = &self.shards {
             shards.quiesce(&whole).await;
         }
-        self.pages.give_up(whole.clone()).await?;
+        let given_up = self.pages.give_up(whole.clone()).await;
+        // Also when some of them could not be.
         if let Shards::InPlace(in_place) = &self.shards {
             in_place.forget(whole);
         }
-        Ok(())
+        given_up
     }
 
     /// Zeroes parts of shards. What can't be fast is refused before anything has changed.

@@ -316,9 +316,13 @@ impl Pages {
     pub(super) async fn give_up(self: &Arc<Self>, shards: Range<u64>) -> Result<()> {
         let pages = shards.start / PAGE_SHARDS..(shards.end - 1) / PAGE_SHARDS + 1;
         let touched: Vec<u64> = pages.filter(|&page| self.may_exist(page)).collect();
-        stream::iter(touched.into_iter().map(Ok))
-            .try_for_each_concurrent(AT_ONCE, |number| self.give_up_in(number, &shards))
-            .await
+        // None is left half done, whatever becomes of the others.
+        let results: Vec<Result<()>> = stream::iter(touched)
+            .map(|number| self.give_up_in(number, &shards))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        results.into_iter().collect()
     }
 
     /// How many shards from this one on are never because their page does not exist.

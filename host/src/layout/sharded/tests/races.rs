@@ -101,3 +101,36 @@ fn shards_that_were_only_reserved_take_no_place_among_the_open_ones() {
         assert!(volume.open_objects() <= 10, "{}", volume.open_objects());
     });
 }
+
+#[test]
+fn c08_a_trim_that_fails_in_part_leaves_no_shard_between_two_states() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            for failing in ["state/00000000", "state/00000001"] {
+                let (store, volume, rig) = wide(65_536 + 8, way).await;
+                let shards = [65_530, 65_540];
+                for shard in shards {
+                    write(&volume, shard * SHARD, 1, 512).await.unwrap();
+                }
+                volume.flush().await.unwrap();
+                rig.fault(failing, Fault::Fails(Kind::Denied));
+                let trimmed = zero(&volume, shards[0] * SHARD, 12 * SHARD, ZeroFlags::NONE).await;
+                assert_eq!(kind(trimmed), Kind::Denied);
+                a_moment().await;
+                let left = named(&store, "shard/");
+                assert_eq!(left.len(), 1, "{way} {failing}: {left:?}");
+                for shard in shards {
+                    write(&volume, shard * SHARD, 2, 100).await.unwrap();
+                }
+                volume.flush().await.unwrap();
+                rig.kill();
+                let (volume, _rig) = open(&store).await;
+                for (at, shard) in shards.into_iter().enumerate() {
+                    let found = read(&volume, shard * SHARD + 99, 2).await.unwrap();
+                    let kept = failing.ends_with(&at.to_string());
+                    assert_eq!(found, [2, u8::from(kept)], "{way} {failing} {shard}");
+                }
+            }
+        }
+    });
+}
