@@ -267,7 +267,7 @@ impl Pages {
         let before = {
             let mut states = page.write();
             let before = states.view(at);
-            if states.is_intended(at) {
+            if states.is_intended(at) && self.directory.contains(number) {
                 drop(states);
                 return Ok(Intended { page, at, before });
             }
@@ -431,12 +431,17 @@ impl PagePut {
     async fn run(&self) -> Result<()> {
         for _ in 0..super::store::ATTEMPTS {
             self.lease.held().await?;
+            let number = self.page.number;
             let Some(snapshot) = self.page.snapshot() else {
-                return Ok(());
+                let exists = self.page.read().etag.is_some();
+                return match exists {
+                    // Its bit may have failed after its put.
+                    true => self.directory.insert(&self.lease, number).await,
+                    false => Ok(()),
+                };
             };
             let stamp = self.lease.stamp();
             let settled = self.is_settled(&snapshot.states);
-            let number = self.page.number;
             let bytes = snapshot
                 .states
                 .encode(self.record.uuid, number, stamp, settled);

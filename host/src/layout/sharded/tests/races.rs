@@ -134,3 +134,18 @@ fn c08_a_trim_that_fails_in_part_leaves_no_shard_between_two_states() {
         }
     });
 }
+
+#[test]
+fn c12_no_write_is_acknowledged_before_its_page_is_in_the_index() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, volume, rig) = fresh(way).await;
+            rig.fault("/index", Fault::Fails(Kind::NoSpace));
+            assert_eq!(kind(write(&volume, 0, 1, 512).await), Kind::NoSpace);
+            write(&volume, 0, 1, 512).await.unwrap();
+            rig.kill();
+            let (volume, _rig) = open(&store).await;
+            assert_eq!(read(&volume, 0, 1).await.unwrap(), [1], "{way}");
+        }
+    });
+}
