@@ -285,7 +285,7 @@ impl InPlace {
         part: Part,
         start: impl FnOnce(&Object) -> Answer<()> + Send + 'static,
     ) -> Answer<()> {
-        if self.pages.peek(part.shard) == Some(State::Written) {
+        if self.pages.may_change(part.shard) {
             if let Some(opened) = self.at_hand(part.shard) {
                 opened.dirty.store(true, Ordering::Release);
                 return match start(&opened.object) {

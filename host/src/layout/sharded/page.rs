@@ -35,6 +35,9 @@ pub(super) struct States {
     pub(super) settled: bool,
     /// The store may hold something else than `base`.
     pub(super) unsure: bool,
+    /// Perhaps never on the store, whatever `base` says: a trim of them failed, and its page may
+    /// have got there.
+    doubtful: ShardSet,
     /// Intended, but known to have had no put: never, for everybody but the store.
     pub(super) fresh: ShardSet,
     /// Put since it became intended: written, for everybody but the store.
@@ -59,7 +62,9 @@ impl States {
 
     /// Whether the store knows that the shard may have been put.
     pub(super) fn is_intended(&self, at: u64) -> bool {
-        self.base.get(at) != State::Never && self.target.get(at) != State::Never
+        self.base.get(at) != State::Never
+            && self.target.get(at) != State::Never
+            && !self.doubtful.contains(at)
     }
 
     /// Marks a shard intended, and its neighbours that are certainly empty along with it.
@@ -114,6 +119,7 @@ impl States {
     pub(super) fn restore(&mut self, given_up: &GivenUp) {
         for &(at, (was, put)) in &given_up.shards {
             self.target.set(at, was);
+            self.doubtful.insert(at);
             if put {
                 self.put.insert(at);
             }
@@ -133,9 +139,15 @@ impl States {
 
     /// The store has these states now.
     pub(super) fn stored(&mut self, states: StatePage, etag: String, stamp: Stamp, settled: bool) {
+        self.found(states, etag);
+        (self.stamp, self.settled, self.unsure) = (stamp, settled, false);
+    }
+
+    /// These states lie on the store.
+    pub(super) fn found(&mut self, states: StatePage, etag: String) {
         self.base = states;
         self.etag = Some(etag);
-        (self.stamp, self.settled, self.unsure) = (stamp, settled, false);
+        self.doubtful = ShardSet::default();
     }
 
     /// Whether a put of the page would change anything.
@@ -237,5 +249,10 @@ mod tests {
         states.restore(&given_up);
         assert_eq!(states.view(1), State::Written);
         assert!(states.is_dirty());
+        // The page that failed may have got there: a put must wait for the next one.
+        assert!(!states.is_intended(1));
+        let target = states.target.clone();
+        states.stored(target, String::new(), Stamp::default(), false);
+        assert!(states.is_intended(1) && !states.is_dirty());
     }
 }

@@ -115,6 +115,15 @@ impl Pages {
         }
     }
 
+    /// Whether a shard was written, and the store knows enough of it for another change.
+    pub(super) fn may_change(&self, shard: u64) -> bool {
+        let (page, at) = place(shard);
+        self.at_hand(page).is_some_and(|page| {
+            let states = page.read();
+            states.view(at) == State::Written && states.is_intended(at)
+        })
+    }
+
     /// The state of a shard.
     pub(super) async fn state(&self, shard: u64) -> Result<State> {
         match self.peek(shard) {
@@ -490,8 +499,7 @@ impl PagePut {
             let base = states.base.clone();
             states.target.rebase(&base, &theirs);
         }
-        states.base = theirs;
-        states.etag = Some(etag);
+        states.found(theirs, etag);
         Ok(())
     }
 }

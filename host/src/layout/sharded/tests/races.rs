@@ -149,3 +149,23 @@ fn c12_no_write_is_acknowledged_before_its_page_is_in_the_index() {
         }
     });
 }
+
+#[test]
+fn c12_a_write_after_a_trim_of_unknown_outcome_survives() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, volume, rig) = fresh(way).await;
+            write(&volume, 0, 1, SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            // The page gets there, nobody knows, and then nobody may ask.
+            rig.fault("state/", Fault::Unknown);
+            rig.fault("state/", Fault::Fails(Kind::Denied));
+            let trimmed = zero(&volume, 0, SHARD, ZeroFlags::NONE).await;
+            assert_eq!(kind(trimmed), Kind::Denied);
+            write(&volume, 100, 2, 50).await.unwrap();
+            rig.kill();
+            let (volume, _rig) = open(&store).await;
+            assert_eq!(read(&volume, 100, 50).await.unwrap(), [2; 50], "{way}");
+        }
+    });
+}
