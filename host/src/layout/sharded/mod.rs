@@ -146,6 +146,7 @@ async fn sync(pages: Arc<Pages>, in_place: Option<Arc<InPlace>>) -> Result<(), F
     let Some(writer) = &pages.writer else {
         return Ok(());
     };
+    let puts = pages.puts();
     if let Some(in_place) = &in_place {
         in_place.sync().await.map_err(Failed::Lost)?;
     }
@@ -153,7 +154,7 @@ async fn sync(pages: Arc<Pages>, in_place: Option<Arc<InPlace>>) -> Result<(), F
         let flushed = pages.store.chain.flush().wait().await;
         flushed.map_err(Failed::Lost)?;
     }
-    pages.record_puts().await.map_err(Failed::Again)?;
+    pages.record(puts).await.map_err(Failed::Again)?;
     writer.lease.confirm().await.map_err(Failed::Again)
 }
 

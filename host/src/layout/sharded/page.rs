@@ -41,7 +41,9 @@ pub(super) struct States {
     /// Intended, but known to have had no put: never, for everybody but the store.
     pub(super) fresh: ShardSet,
     /// Put since it became intended: written, for everybody but the store.
-    pub(super) put: ShardSet,
+    put: ShardSet,
+    /// Those of them that are covered by the sync that is going on.
+    syncing: ShardSet,
 }
 
 /// What a page put holds.
@@ -54,7 +56,7 @@ impl States {
     /// The state that counts.
     pub(super) fn view(&self, at: u64) -> State {
         match self.target.get(at) {
-            State::Intended if self.put.contains(at) => State::Written,
+            State::Intended if self.was_put_before(at) => State::Written,
             State::Intended if self.fresh.contains(at) => State::Never,
             state => state,
         }
@@ -88,9 +90,26 @@ impl States {
         }
     }
 
-    /// Everything put becomes written.
-    pub(super) fn record_puts(&mut self) {
+    fn was_put_before(&self, at: u64) -> bool {
+        self.put.contains(at) || self.syncing.contains(at)
+    }
+
+    /// Whether there are puts that no sync has begun to cover.
+    pub(super) fn has_puts(&self) -> bool {
+        !self.put.is_empty()
+    }
+
+    /// A sync begins, that covers all puts until now.
+    pub(super) fn sync_begins(&mut self) {
         for at in std::mem::take(&mut self.put).iter() {
+            self.syncing.insert(at);
+        }
+    }
+
+    /// What it covered is durable, and becomes written. Of what was put meanwhile nobody knows: if
+    /// the power fails, there may be no object.
+    pub(super) fn record_puts(&mut self) {
+        for at in std::mem::take(&mut self.syncing).iter() {
             self.target.set(at, State::Written);
         }
     }
@@ -103,7 +122,7 @@ impl States {
             if self.view(at) == State::Never {
                 continue;
             }
-            let known = (self.target.get(at), self.put.contains(at));
+            let known = (self.target.get(at), self.was_put_before(at));
             given_up.shards.push((at, known));
             match given_up.objects.last_mut() {
                 Some(last) if last.end == at => last.end = at + 1,
@@ -111,6 +130,7 @@ impl States {
             }
             self.target.set(at, State::Never);
             self.put.remove(at);
+            self.syncing.remove(at);
         }
         given_up
     }
@@ -129,6 +149,7 @@ impl States {
 
     /// Before the volume is given back: what was only reserved is not any more.
     pub(super) fn settle(&mut self) {
+        self.sync_begins();
         self.record_puts();
         for at in std::mem::take(&mut self.fresh).iter() {
             if self.target.get(at) == State::Intended {
@@ -226,8 +247,13 @@ mod tests {
         states.was_put(70);
         assert_eq!(states.view(70), State::Written);
         assert_eq!(states.target.get(70), State::Intended);
+        states.sync_begins();
+        states.was_put(72);
         states.record_puts();
         assert_eq!(states.target.get(70), State::Written);
+        assert_eq!(states.target.get(72), State::Intended);
+        assert_eq!(states.view(72), State::Written);
+        assert!(states.has_puts());
         states.settle();
         assert_eq!(
             states.target.counts(PAGE_SHARDS)[State::Intended as usize],

@@ -297,23 +297,32 @@ impl Pages {
         }
     }
 
-    /// Records all puts until now, durably.
-    pub(super) async fn record_puts(self: &Arc<Self>) -> Result<()> {
+    /// The pages of all puts until now, to be recorded when those are durable. They stay in memory
+    /// meanwhile.
+    pub(super) fn puts(&self) -> Vec<Arc<Page>> {
         let dirty: Vec<u64> = lock(&self.dirty).iter().copied().collect();
-        let record = |number: u64| async move {
-            let Some(page) = self.at_hand(number) else {
-                return Ok(());
-            };
-            lock(&self.dirty).remove(&number);
-            page.write().record_puts();
+        let pages = dirty.into_iter().filter_map(|number| self.at_hand(number));
+        pages.inspect(|page| page.write().sync_begins()).collect()
+    }
+
+    /// Records those puts, durably.
+    pub(super) async fn record(&self, puts: Vec<Arc<Page>>) -> Result<()> {
+        let record = |page: Arc<Page>| async move {
+            {
+                let mut states = page.write();
+                states.record_puts();
+                if !states.has_puts() {
+                    lock(&self.dirty).remove(&page.number);
+                }
+            }
             let recorded = self.commit(&page).await;
             if recorded.is_err() {
-                lock(&self.dirty).insert(number);
+                lock(&self.dirty).insert(page.number);
             }
             recorded
         };
         // Every page is tried, whatever becomes of the others.
-        let results: Vec<Result<()>> = stream::iter(dirty)
+        let results: Vec<Result<()>> = stream::iter(puts)
             .map(record)
             .buffer_unordered(AT_ONCE)
             .collect()

@@ -169,3 +169,23 @@ fn c12_a_write_after_a_trim_of_unknown_outcome_survives() {
         }
     });
 }
+
+#[test]
+fn c13_a_flush_does_not_vouch_for_a_shard_that_is_made_while_it_runs() {
+    block_on(async {
+        let (store, volume, rig) = fresh(Way::InPlace).await;
+        write(&volume, 0, 1, 512).await.unwrap();
+        let flushes = rig.hold("flush");
+        let flushed = tokio::spawn(volume.flush());
+        a_moment().await;
+        write(&volume, 5 * SHARD, 1, 512).await.unwrap();
+        drop(flushes);
+        flushed.await.unwrap().unwrap();
+        rig.lose_power();
+        let (volume, _rig) = open(&store).await;
+        assert_eq!(read(&volume, 0, 1).await.unwrap(), [1]);
+        // It may be lost; but then it reads as it did before, and can be written.
+        assert_eq!(read(&volume, 5 * SHARD, 1).await.unwrap(), [0]);
+        write(&volume, 5 * SHARD, 2, 512).await.unwrap();
+    });
+}
