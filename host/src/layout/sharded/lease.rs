@@ -216,7 +216,8 @@ impl Lease {
         ))
     }
 
-    /// Asks the store whether this is still the owner.
+    /// Asks the store whether this is still the owner. That is no heartbeat: others do not hear it,
+    /// so the lease does not last longer for it.
     ///
     /// # Errors
     /// As [`held`](Self::held), or what keeps the store from answering.
@@ -225,14 +226,12 @@ impl Lease {
             return Err(error.clone());
         }
         let mut own = self.own.lock().await;
-        let began = process::since_boot();
         let meta = self.store.head(self.key.clone()).await?;
         let known = meta.as_ref().map(|meta| meta.etag.as_str()) == Some(&own.etag);
-        if !known || own.etag.is_empty() {
-            self.look(&mut own).await?;
+        match known && !own.etag.is_empty() {
+            true => Ok(()),
+            false => self.look(&mut own).await,
         }
-        self.confirmed(began);
-        Ok(())
     }
 
     /// Reads the record: it is ours, perhaps with an ETag that we did not know, or we are out.

@@ -189,3 +189,26 @@ fn c13_a_flush_does_not_vouch_for_a_shard_that_is_made_while_it_runs() {
         write(&volume, 5 * SHARD, 2, 512).await.unwrap();
     });
 }
+
+#[test]
+fn c17_looking_at_the_owner_record_is_no_heartbeat() {
+    block_on(async {
+        let store = store(Way::Whole);
+        init(&store, SIZE, Way::Whole).await;
+        let mut how = how();
+        how.timing.heartbeat = Duration::from_millis(20);
+        how.timing.lease = Duration::from_millis(200);
+        how.timing.patience = Duration::from_millis(100);
+        let rig = Rig::new(&store);
+        let volume = manage::open(rig.chain(), how).await.unwrap();
+        for _ in 0..200 {
+            rig.fault("owner", Fault::Fails(Kind::Io));
+        }
+        // Another listens for heartbeats, and hears none; that flushes succeed does not help.
+        for _ in 0..10 {
+            volume.flush().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        assert_eq!(kind(read(&volume, 0, 1).await), Kind::Io);
+    });
+}
