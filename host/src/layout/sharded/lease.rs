@@ -266,6 +266,11 @@ impl Lease {
                 Swapped::Done(etag) => {
                     own.etag = etag;
                     self.confirmed(began);
+                    if released {
+                        // Before the next heartbeat, which waits for `own`, says otherwise.
+                        let closed = Error::new(Kind::Fenced, "the volume was closed");
+                        let _ = self.lost.set(closed);
+                    }
                     return Ok(());
                 }
                 // Another's, or an earlier heartbeat of ours whose outcome was not known.
@@ -283,12 +288,7 @@ impl Lease {
     /// # Errors
     /// If the store did not take it; then the next one has to find out by itself.
     pub(super) async fn release(&self) -> Result<()> {
-        self.put(true).await?;
-        // No heartbeat may say otherwise afterwards.
-        let _ = self
-            .lost
-            .set(Error::new(Kind::Fenced, "the volume was closed"));
-        Ok(())
+        self.put(true).await
     }
 }
 
