@@ -309,7 +309,7 @@ impl InPlace {
             writer.lease.held().await?;
             writer.reaper.clear(shard).await?;
             let intended = in_place.pages.intend(shard).await?;
-            intended.putting();
+            intended.putting()?;
             let create = intended.before != State::Written;
             let opened = in_place.open(shard, intended.before, create).await?;
             opened.dirty.store(true, Ordering::Release);

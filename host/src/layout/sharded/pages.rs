@@ -43,10 +43,17 @@ pub(super) struct Intended {
 
 impl Intended {
     /// A put is about to start: from now on nobody knows that there is no object.
-    pub(super) fn putting(&self) {
-        if self.page.read().fresh.contains(self.at) {
-            self.page.write().fresh.remove(self.at);
+    ///
+    /// # Errors
+    /// If the shard became never meanwhile, as a volume that is closed says of all that was only
+    /// reserved: what is put there would be found by a later owner.
+    pub(super) fn putting(&self) -> Result<()> {
+        let mut states = self.page.write();
+        if states.target.get(self.at) == State::Never {
+            return Err(super::given_up());
         }
+        states.fresh.remove(self.at);
+        Ok(())
     }
 }
 

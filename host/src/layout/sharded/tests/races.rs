@@ -212,3 +212,15 @@ fn c17_looking_at_the_owner_record_is_no_heartbeat() {
         assert_eq!(kind(read(&volume, 0, 1).await), Kind::Io);
     });
 }
+
+#[test]
+fn c23_nothing_is_put_where_a_closing_volume_says_that_nothing_is() {
+    block_on(async {
+        let (store, volume, _rig) = fresh(Way::Whole).await;
+        let pages = volume.inner.pages.clone();
+        let intended = pages.intend(3).await.unwrap();
+        pages.settle().await.unwrap();
+        assert!(intended.putting().is_err());
+        assert!(named(&store, "shard/").is_empty());
+    });
+}
