@@ -36,15 +36,6 @@ impl Default for Timing {
     }
 }
 
-/// How the owner before left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Succession {
-    /// It gave the volume back, or there was none.
-    Clean,
-    /// It died, or was taken over: a late put of it may still arrive.
-    Unclean,
-}
-
 /// The record as it was last put, and its ETag.
 #[derive(Debug)]
 struct Own {
@@ -60,6 +51,9 @@ pub(super) struct Lease {
     uuid: Uuid,
     timing: Timing,
     epoch: u64,
+    /// The last epoch before that did not end in order, 0 if all did: late puts of that owner, and
+    /// of those before it, may still arrive.
+    pub(super) unclean: u64,
     sequence: AtomicU64,
     own: Mutex<Own>,
     /// Until when nobody else may take over, in milliseconds since the boot.
@@ -80,13 +74,13 @@ impl Lease {
         uuid: Uuid,
         takeover: bool,
         timing: Timing,
-    ) -> Result<(Arc<Self>, Succession)> {
+    ) -> Result<Arc<Self>> {
         let process = process::this()?;
-        let mut epoch = 1;
+        let (mut epoch, mut unclean) = (1, 0);
         loop {
             let found = store.read(key.clone()).await?;
-            let (condition, succession) = match &found {
-                None => (store.if_absent(), Succession::Clean),
+            let condition = match &found {
+                None => store.if_absent(),
                 Some((bytes, etag)) => {
                     let other = OwnerRecord::decode(uuid, bytes)?;
                     match other.standing(&process, process::started_ticks) {
@@ -99,11 +93,8 @@ impl Lease {
                         }
                     }
                     epoch = other.stamp.epoch.saturating_add(1);
-                    let succession = match other.released {
-                        true => Succession::Clean,
-                        false => Succession::Unclean,
-                    };
-                    (store.if_match(etag), succession)
+                    unclean = other.last_unclean();
+                    store.if_match(etag)
                 }
             };
             let record = OwnerRecord {
@@ -111,6 +102,7 @@ impl Lease {
                 id: Uuid::random()?,
                 process: process.clone(),
                 released: false,
+                unclean,
             };
             let began = process::since_boot();
             match store.swap(&key, record.encode(uuid), condition).await? {
@@ -119,7 +111,7 @@ impl Lease {
                     let lease = Self::new(store.clone(), key, uuid, timing, own);
                     lease.confirmed(began);
                     runtime::handle().spawn(beat(Arc::downgrade(&lease), timing.heartbeat));
-                    return Ok((lease, succession));
+                    return Ok(lease);
                 }
                 // Somebody else was quicker: look again, and most likely find an owner that lives.
                 Swapped::Other(_) => {}
@@ -130,6 +122,7 @@ impl Lease {
     fn new(store: Store, key: String, uuid: Uuid, timing: Timing, own: Own) -> Arc<Self> {
         Arc::new(Self {
             epoch: own.record.stamp.epoch,
+            unclean: own.record.unclean,
             store,
             key,
             uuid,

@@ -7,7 +7,7 @@ use crate::error::{printable, Result};
 
 /// Longest host name kept, in bytes.
 const MAX_HOST_BYTES: usize = 255;
-const FIXED_BYTES: usize = 52;
+const FIXED_BYTES: usize = 60;
 const RELEASED: u32 = 1;
 
 /// Where a process runs, and which one it is.
@@ -34,6 +34,9 @@ pub(super) struct OwnerRecord {
     pub(super) process: Process,
     /// It has given the volume back, with everything settled.
     pub(super) released: bool,
+    /// The last owner before that did not, 0 if there was none: what it had on its way may still
+    /// arrive.
+    pub(super) unclean: u64,
 }
 
 /// What the record of another says to one who wants the volume.
@@ -70,6 +73,14 @@ impl OwnerRecord {
         }
     }
 
+    /// The last epoch that did not end in order, once this one is over; 0 if all did.
+    pub(super) fn last_unclean(&self) -> u64 {
+        match self.released {
+            true => self.unclean,
+            false => self.stamp.epoch,
+        }
+    }
+
     pub(super) fn encode(&self, uuid: Uuid) -> Vec<u8> {
         let process = &self.process;
         let mut end = process.host.len().min(MAX_HOST_BYTES);
@@ -83,6 +94,7 @@ impl OwnerRecord {
         payload.extend_from_slice(&process.pid_namespace.to_le_bytes());
         payload.extend_from_slice(&process.started_ticks.to_le_bytes());
         payload.extend_from_slice(&process.pid.to_le_bytes());
+        payload.extend_from_slice(&self.unclean.to_le_bytes());
         payload.extend_from_slice(host.as_bytes());
         let frame = Frame {
             what: What::Owner,
@@ -115,6 +127,7 @@ impl OwnerRecord {
                 pid: u32_at(payload, 48),
             },
             released: frame.flags & RELEASED != 0,
+            unclean: u64_at(payload, 52),
         })
     }
 }
@@ -155,17 +168,18 @@ mod tests {
             id: Uuid([6; 16]),
             process: process(),
             released: false,
+            unclean: 1,
         }
     }
 
     proptest! {
         #[test]
         fn a_record_is_read_as_it_was_written(
-            host in "\\PC{0,80}", pid in any::<u32>(), ticks in any::<u64>(), released in any::<bool>(),
+            host in "\\PC{0,80}", pid in any::<u32>(), ticks in any::<u64>(), released in any::<bool>(), unclean in any::<u64>(),
         ) {
             let mut record = record();
             record.process = Process { host, pid, started_ticks: ticks, ..record.process };
-            record.released = released;
+            (record.released, record.unclean) = (released, unclean);
             prop_assume!(record.process.host.len() <= MAX_HOST_BYTES);
             prop_assert_eq!(OwnerRecord::decode(Uuid([9; 16]), &record.encode(Uuid([9; 16]))).unwrap(), record);
         }

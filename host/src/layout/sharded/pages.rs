@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use super::directory::Directory;
 use super::frame::corrupt;
-use super::lease::{Lease, Succession};
+use super::lease::Lease;
 use super::names::Names;
 use super::page::{GivenUp, Page, States};
 use super::reaper::Reaper;
@@ -29,7 +29,6 @@ const AT_ONCE: usize = 16;
 pub(super) struct Writer {
     pub(super) lease: Arc<Lease>,
     pub(super) reaper: Arc<Reaper>,
-    pub(super) succession: Succession,
 }
 
 /// A shard that may be put.
@@ -214,7 +213,7 @@ impl Pages {
             if states.etag.is_none() || states.stamp.epoch >= writer.lease.epoch() {
                 return Ok(());
             }
-            (!states.settled, writer.succession == Succession::Unclean)
+            (!states.settled, states.stamp.epoch <= writer.lease.unclean)
         };
         if open {
             let objects = self.objects_of(page).await?;

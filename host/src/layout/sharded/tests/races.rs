@@ -224,3 +224,27 @@ fn c23_nothing_is_put_where_a_closing_volume_says_that_nothing_is() {
         assert!(named(&store, "shard/").is_empty());
     });
 }
+
+#[test]
+fn c17_a_late_page_of_an_owner_two_before_changes_nothing() {
+    block_on(async {
+        let (store, first, rig) = fresh(Way::Whole).await;
+        write(&first, 0, 1, SIZE).await.unwrap();
+        first.flush().await.unwrap();
+        // It stands still in the middle of a trim; another takes over, and leaves in order.
+        let late = rig.hold("state/");
+        let trim = first.zero(3 * SHARD, SHARD, ZeroFlags::NONE);
+        let trim = tokio::spawn(trim.wait());
+        a_moment().await;
+        let (second, _) = open(&store).await;
+        second.close().await.unwrap();
+        let (third, third_rig) = open(&store).await;
+        write(&third, 3 * SHARD, 2, 100).await.unwrap();
+        third.flush().await.unwrap();
+        drop(late);
+        assert_eq!(kind(trim.await.unwrap()), Kind::Fenced);
+        third_rig.kill();
+        let (fourth, _rig) = open(&store).await;
+        assert_eq!(read(&fourth, 3 * SHARD + 99, 2).await.unwrap(), [2, 1]);
+    });
+}
