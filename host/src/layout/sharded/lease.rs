@@ -83,7 +83,7 @@ impl Lease {
                 None => store.if_absent(),
                 Some((bytes, etag)) => {
                     let other = OwnerRecord::decode(uuid, bytes)?;
-                    match other.standing(&process, process::started_ticks) {
+                    match other.standing(&process, process::life) {
                         _ if takeover => {}
                         Standing::Released | Standing::Dead => {}
                         Standing::Alive => return Err(busy(&other)),

@@ -421,7 +421,7 @@ pub async fn facts(chain: &Chain) -> Result<Facts> {
 }
 
 const SERVES: &str = "serves it";
-const ELSEWHERE: &str = "not on this machine";
+const ELSEWHERE: &str = "can't be seen from here";
 
 async fn owner(store: &Store, names: &Names, uuid: Uuid) -> Result<Option<(String, &'static str)>> {
     let Some((bytes, _)) = store.read(names.owner()).await? else {
@@ -429,7 +429,7 @@ async fn owner(store: &Store, names: &Names, uuid: Uuid) -> Result<Option<(Strin
     };
     let record = OwnerRecord::decode(uuid, &bytes)?;
     let here = process::this()?;
-    let standing = match record.standing(&here, process::started_ticks) {
+    let standing = match record.standing(&here, process::life) {
         Standing::Released => "gave it back",
         Standing::Dead => "died",
         Standing::Alive => SERVES,

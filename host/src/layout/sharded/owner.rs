@@ -39,6 +39,17 @@ pub(super) struct OwnerRecord {
     pub(super) unclean: u64,
 }
 
+/// What can be seen of a process of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It started at this clock tick since the boot.
+    Since(u64),
+    /// It is there, and another user's, who keeps it to himself.
+    Hidden,
+    /// There is none, or a dead one that nobody has waited for.
+    None,
+}
+
 /// What the record of another says to one who wants the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -53,12 +64,8 @@ pub(super) enum Standing {
 }
 
 impl OwnerRecord {
-    /// Judges the record. `started` looks up when a process of this machine started, if there is one.
-    pub(super) fn standing(
-        &self,
-        here: &Process,
-        started: impl FnOnce(u32) -> Option<u64>,
-    ) -> Standing {
+    /// Judges the record. `life` looks up a process of this machine.
+    pub(super) fn standing(&self, here: &Process, life: impl FnOnce(u32) -> Life) -> Standing {
         let there = &self.process;
         if self.released {
             return Standing::Released;
@@ -67,9 +74,11 @@ impl OwnerRecord {
         if !same {
             return Standing::Unknown;
         }
-        match started(there.pid) == Some(there.started_ticks) {
-            true => Standing::Alive,
-            false => Standing::Dead,
+        match life(there.pid) {
+            Life::Since(ticks) if ticks == there.started_ticks => Standing::Alive,
+            Life::Hidden => Standing::Unknown,
+            // The number was used again, or is free.
+            Life::Since(_) | Life::None => Standing::Dead,
         }
     }
 
@@ -188,18 +197,23 @@ mod tests {
     #[test]
     fn c17_only_this_kernel_and_name_space_may_pronounce_an_owner_dead() {
         let here = process();
-        let alive = |pid: u32| (pid == 100).then_some(5000);
+        let alive = |pid: u32| match pid {
+            100 => Life::Since(5000),
+            _ => Life::None,
+        };
         let mut other = record();
         assert_eq!(other.standing(&here, alive), Standing::Alive);
-        assert_eq!(other.standing(&here, |_| None), Standing::Dead);
+        assert_eq!(other.standing(&here, |_| Life::None), Standing::Dead);
         // The number was used again.
-        assert_eq!(other.standing(&here, |_| Some(5001)), Standing::Dead);
+        assert_eq!(other.standing(&here, |_| Life::Since(5001)), Standing::Dead);
+        // Another user's, and /proc does not show it: it may well be alive.
+        assert_eq!(other.standing(&here, |_| Life::Hidden), Standing::Unknown);
         // In another container the same number is somebody else.
         other.process.pid_namespace = 5;
-        assert_eq!(other.standing(&here, |_| None), Standing::Unknown);
+        assert_eq!(other.standing(&here, |_| Life::None), Standing::Unknown);
         other.process = process();
         other.process.boot_id = Uuid([2; 16]);
-        assert_eq!(other.standing(&here, |_| None), Standing::Unknown);
+        assert_eq!(other.standing(&here, |_| Life::None), Standing::Unknown);
         other.released = true;
         assert_eq!(other.standing(&here, alive), Standing::Released);
     }
