@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nbd_rs_plugin::{
@@ -29,7 +29,7 @@ const AT_ONCE: usize = 16;
 /// The shards of a volume.
 pub(super) struct InPlace {
     pages: Arc<Pages>,
-    slots: Mutex<BTreeMap<u64, Slot>>,
+    slots: RwLock<BTreeMap<u64, Slot>>,
     uses: AtomicU64,
     /// Is told of syncs that fail outside a flush.
     durability: OnceLock<Weak<Durability>>,
@@ -38,7 +38,7 @@ pub(super) struct InPlace {
 #[derive(Default)]
 struct Slot {
     opened: Arc<OnceCell<Arc<Opened>>>,
-    used: u64,
+    used: AtomicU64,
 }
 
 /// An opened shard.
@@ -69,7 +69,7 @@ impl InPlace {
     pub(super) fn new(pages: Arc<Pages>) -> Arc<Self> {
         Arc::new(Self {
             pages,
-            slots: Mutex::default(),
+            slots: RwLock::default(),
             uses: AtomicU64::new(0),
             durability: OnceLock::new(),
         })
@@ -80,20 +80,19 @@ impl InPlace {
         let _ = self.durability.set(Arc::downgrade(durability));
     }
 
-    fn slots(&self) -> MutexGuard<'_, BTreeMap<u64, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> RwLockWriteGuard<'_, BTreeMap<u64, Slot>> {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn use_number(&self) -> u64 {
         self.uses.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The shard if it is open.
+    /// The shard if it is open. Those that are never are not.
     fn at_hand(&self, shard: u64) -> Option<Arc<Opened>> {
-        let used = self.use_number();
-        let mut slots = self.slots();
-        let slot = slots.get_mut(&shard)?;
-        slot.used = used;
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get(&shard)?;
+        slot.used.store(self.use_number(), Ordering::Relaxed);
         slot.opened.get().cloned()
     }
 
@@ -104,7 +103,7 @@ impl InPlace {
         let cell = {
             let mut slots = self.slots();
             let slot = slots.entry(shard).or_default();
-            slot.used = used;
+            slot.used.store(used, Ordering::Relaxed);
             slot.opened.clone()
         };
         let opened = cell.get_or_try_init(|| self.open_object(shard, known, create));
@@ -215,7 +214,7 @@ impl InPlace {
         let unused = slots.iter().filter_map(|(&shard, slot)| {
             let opened = slot.opened.get()?;
             let unused = Arc::strong_count(&slot.opened) == 1 && Arc::strong_count(opened) == 1;
-            unused.then(|| (slot.used, shard, opened.clone()))
+            unused.then(|| (slot.used.load(Ordering::Relaxed), shard, opened.clone()))
         });
         let oldest = unused.min_by_key(|(used, ..)| *used);
         oldest.map(|(_, shard, opened)| (shard, opened))
@@ -229,14 +228,11 @@ impl InPlace {
 
     /// Reads a part of a shard.
     pub(super) fn read(self: &Arc<Self>, part: Part, flags: ReadFlags) -> Answer<Data> {
-        match self.pages.peek(part.shard) {
-            Some(State::Never) => return Answer::Ready(Ok(zeros(part.len, flags))),
-            Some(_) => {
-                if let Some(opened) = self.at_hand(part.shard) {
-                    return opened.object.read(part.offset, part.len, flags);
-                }
-            }
-            None => {}
+        if let Some(opened) = self.at_hand(part.shard) {
+            return opened.object.read(part.offset, part.len, flags);
+        }
+        if self.pages.peek(part.shard) == Some(State::Never) {
+            return Answer::Ready(Ok(zeros(part.len, flags)));
         }
         // What is lent must be at hand.
         let flags = flags.without(ReadFlags::LEND_MAPPED);
