@@ -49,11 +49,16 @@ impl Gather {
     }
 
     async fn serve_waiting(self: Arc<Self>, run: impl Fn() -> Later<()> + Send + 'static) {
+        let mut serving = Serving {
+            gather: &self,
+            over: false,
+        };
         loop {
             let waiting = {
                 let mut queue = self.queue();
                 if queue.waiting.is_empty() {
                     queue.running = false;
+                    serving.over = true;
                     return;
                 }
                 std::mem::take(&mut queue.waiting)
@@ -64,5 +69,48 @@ impl Gather {
                 let _ = sender.send(result.clone());
             }
         }
+    }
+}
+
+/// Whoever makes the runs. If it ends in a panic, those who wait are told, and the next one makes
+/// them.
+struct Serving<'a> {
+    gather: &'a Gather,
+    over: bool,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            *self.gather.queue() = Queue::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    #[test]
+    fn f06_a_run_that_panics_is_an_error_and_the_next_one_runs() {
+        let gather = Arc::new(Gather::default());
+        let panics = Arc::new(AtomicBool::new(true));
+        let join = || {
+            let panics = panics.clone();
+            let joined = gather.join(move || {
+                let panics = panics.clone();
+                Box::pin(async move {
+                    assert!(!panics.swap(false, Ordering::Relaxed), "told to panic");
+                    Ok(())
+                })
+            });
+            runtime::timeout(Duration::from_secs(5), joined)
+        };
+        runtime::block_on(async {
+            assert_eq!(join().await.unwrap().unwrap_err().kind, Kind::Io);
+            join().await.unwrap().unwrap();
+        });
     }
 }

@@ -31,6 +31,8 @@ struct Known {
     /// As it should be.
     target: Index,
     etag: String,
+    /// Whose put it was.
+    epoch: u64,
     unsure: bool,
 }
 
@@ -51,11 +53,12 @@ impl Directory {
                 "the index of state pages is gone, so nothing can be said of any shard",
             ));
         };
-        let (index, _) = Index::decode(record.uuid, record.pages(), &bytes)?;
+        let (index, stamp) = Index::decode(record.uuid, record.pages(), &bytes)?;
         let known = Known {
             base: index.clone(),
             target: index,
             etag,
+            epoch: stamp.epoch,
             unsure: false,
         };
         Ok(Self {
@@ -102,8 +105,11 @@ impl Directory {
         self.commit(lease).await
     }
 
-    /// Puts it again, so that an earlier owner can't change it any more.
+    /// Puts it again if an earlier owner could still change it.
     pub(super) async fn take_over(&self, lease: &Arc<Lease>) -> Result<()> {
+        if lease.unclean == 0 || self.read().epoch > lease.unclean {
+            return Ok(());
+        }
         self.write().unsure = true;
         self.commit(lease).await
     }

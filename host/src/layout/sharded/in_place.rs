@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nbd_rs_plugin::{
@@ -29,7 +29,7 @@ const AT_ONCE: usize = 16;
 /// The shards of a volume.
 pub(super) struct InPlace {
     pages: Arc<Pages>,
-    slots: Mutex<BTreeMap<u64, Slot>>,
+    slots: RwLock<BTreeMap<u64, Slot>>,
     uses: AtomicU64,
     /// Is told of syncs that fail outside a flush.
     durability: OnceLock<Weak<Durability>>,
@@ -38,7 +38,7 @@ pub(super) struct InPlace {
 #[derive(Default)]
 struct Slot {
     opened: Arc<OnceCell<Arc<Opened>>>,
-    used: u64,
+    used: AtomicU64,
 }
 
 /// An opened shard.
@@ -69,7 +69,7 @@ impl InPlace {
     pub(super) fn new(pages: Arc<Pages>) -> Arc<Self> {
         Arc::new(Self {
             pages,
-            slots: Mutex::default(),
+            slots: RwLock::default(),
             uses: AtomicU64::new(0),
             durability: OnceLock::new(),
         })
@@ -80,20 +80,19 @@ impl InPlace {
         let _ = self.durability.set(Arc::downgrade(durability));
     }
 
-    fn slots(&self) -> MutexGuard<'_, BTreeMap<u64, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> RwLockWriteGuard<'_, BTreeMap<u64, Slot>> {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn use_number(&self) -> u64 {
         self.uses.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The shard if it is open.
+    /// The shard if it is open. Those that are never are not.
     fn at_hand(&self, shard: u64) -> Option<Arc<Opened>> {
-        let used = self.use_number();
-        let mut slots = self.slots();
-        let slot = slots.get_mut(&shard)?;
-        slot.used = used;
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get(&shard)?;
+        slot.used.store(self.use_number(), Ordering::Relaxed);
         slot.opened.get().cloned()
     }
 
@@ -104,11 +103,42 @@ impl InPlace {
         let cell = {
             let mut slots = self.slots();
             let slot = slots.entry(shard).or_default();
-            slot.used = used;
+            slot.used.store(used, Ordering::Relaxed);
             slot.opened.clone()
         };
         let opened = cell.get_or_try_init(|| self.open_object(shard, known, create));
-        opened.await.cloned()
+        let opened = opened.await.cloned();
+        if opened.is_err() {
+            self.forget_unopened(shard, &cell);
+        }
+        opened
+    }
+
+    /// Gives up the place of a shard that could not be opened, unless others are at it.
+    fn forget_unopened(&self, shard: u64, cell: &Arc<OnceCell<Arc<Opened>>>) {
+        let mut slots = self.slots();
+        let unopened = slots.get(&shard).is_some_and(|slot| {
+            // The slot has it, and our caller.
+            Arc::ptr_eq(&slot.opened, cell) && !cell.initialized() && Arc::strong_count(cell) == 2
+        });
+        if unopened {
+            slots.remove(&shard);
+        }
+    }
+
+    /// The object of a shard that is only looked at; `None` if there is none. It takes no place
+    /// among the open ones: who looks holds no range, so the shard may be trimmed meanwhile, and
+    /// whoever found its deleted object there would write to it.
+    async fn look(&self, shard: u64, state: State) -> Result<Option<Object>> {
+        if let Some(opened) = self.at_hand(shard) {
+            return Ok(Some(opened.object.clone()));
+        }
+        match self.open_object(shard, state, false).await {
+            Ok(opened) => Ok(Some(opened.object.clone())),
+            Err(error) if state == State::Intended && is_unmade(&error) => Ok(None),
+            Err(_) if self.pages.state(shard).await? == State::Never => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn open_object(&self, shard: u64, known: State, create: bool) -> Result<Arc<Opened>> {
@@ -184,7 +214,7 @@ impl InPlace {
         let unused = slots.iter().filter_map(|(&shard, slot)| {
             let opened = slot.opened.get()?;
             let unused = Arc::strong_count(&slot.opened) == 1 && Arc::strong_count(opened) == 1;
-            unused.then(|| (slot.used, shard, opened.clone()))
+            unused.then(|| (slot.used.load(Ordering::Relaxed), shard, opened.clone()))
         });
         let oldest = unused.min_by_key(|(used, ..)| *used);
         oldest.map(|(_, shard, opened)| (shard, opened))
@@ -198,14 +228,11 @@ impl InPlace {
 
     /// Reads a part of a shard.
     pub(super) fn read(self: &Arc<Self>, part: Part, flags: ReadFlags) -> Answer<Data> {
-        match self.pages.peek(part.shard) {
-            Some(State::Never) => return Answer::Ready(Ok(zeros(part.len, flags))),
-            Some(_) => {
-                if let Some(opened) = self.at_hand(part.shard) {
-                    return opened.object.read(part.offset, part.len, flags);
-                }
-            }
-            None => {}
+        if let Some(opened) = self.at_hand(part.shard) {
+            return opened.object.read(part.offset, part.len, flags);
+        }
+        if self.pages.peek(part.shard) == Some(State::Never) {
+            return Answer::Ready(Ok(zeros(part.len, flags)));
         }
         // What is lent must be at hand.
         let flags = flags.without(ReadFlags::LEND_MAPPED);
@@ -254,7 +281,7 @@ impl InPlace {
         part: Part,
         start: impl FnOnce(&Object) -> Answer<()> + Send + 'static,
     ) -> Answer<()> {
-        if self.pages.peek(part.shard) == Some(State::Written) {
+        if self.pages.may_change(part.shard) {
             if let Some(opened) = self.at_hand(part.shard) {
                 opened.dirty.store(true, Ordering::Release);
                 return match start(&opened.object) {
@@ -278,7 +305,7 @@ impl InPlace {
             writer.lease.held().await?;
             writer.reaper.clear(shard).await?;
             let intended = in_place.pages.intend(shard).await?;
-            intended.putting();
+            intended.putting()?;
             let create = intended.before != State::Written;
             let opened = in_place.open(shard, intended.before, create).await?;
             opened.dirty.store(true, Ordering::Release);
@@ -297,18 +324,12 @@ impl InPlace {
         state: State,
         limit: u32,
     ) -> Result<Vec<Extent>> {
-        let flags = match self.open(part.shard, state, false).await {
-            Ok(opened) => {
-                let extents = opened.object.extents(part.offset, part.len, limit);
-                return extents.wait().await;
-            }
-            Err(error) if state == State::Intended && is_unmade(&error) => {
-                ExtentFlags::HOLE | ExtentFlags::ZERO
-            }
-            Err(error) => return Err(error),
+        let Some(object) = self.look(part.shard, state).await? else {
+            let (len, flags) = (part.len, ExtentFlags::HOLE | ExtentFlags::ZERO);
+            return Ok(vec![Extent { len, flags }]);
         };
-        let len = part.len;
-        Ok(vec![Extent { len, flags }])
+        let extents = object.extents(part.offset, part.len, limit);
+        extents.wait().await
     }
 
     /// Reads ahead.
@@ -317,8 +338,10 @@ impl InPlace {
         if state == State::Never {
             return Ok(());
         }
-        let opened = self.open(part.shard, state, false).await?;
-        opened.object.prefetch(part.offset, part.len).wait().await
+        match self.look(part.shard, state).await? {
+            Some(object) => object.prefetch(part.offset, part.len).wait().await,
+            None => Ok(()),
+        }
     }
 
     /// Syncs every shard that was written since its last sync.
@@ -339,11 +362,12 @@ impl InPlace {
         results.into_iter().collect()
     }
 
-    /// These shards have no objects any more.
+    /// Those of these shards that are never have no objects any more.
     pub(super) fn forget(&self, shards: Range<u64>) {
         let mut slots = self.slots();
-        let gone: Vec<u64> = slots.range(shards).map(|(&shard, _)| shard).collect();
-        for shard in gone {
+        let open = slots.range(shards).map(|(&shard, _)| shard);
+        let never = open.filter(|&shard| self.pages.peek(shard) == Some(State::Never));
+        for shard in never.collect::<Vec<u64>>() {
             slots.remove(&shard);
         }
     }

@@ -36,15 +36,6 @@ impl Default for Timing {
     }
 }
 
-/// How the owner before left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Succession {
-    /// It gave the volume back, or there was none.
-    Clean,
-    /// It died, or was taken over: a late put of it may still arrive.
-    Unclean,
-}
-
 /// The record as it was last put, and its ETag.
 #[derive(Debug)]
 struct Own {
@@ -60,6 +51,9 @@ pub(super) struct Lease {
     uuid: Uuid,
     timing: Timing,
     epoch: u64,
+    /// The last epoch before that did not end in order, 0 if all did: late puts of that owner, and
+    /// of those before it, may still arrive.
+    pub(super) unclean: u64,
     sequence: AtomicU64,
     own: Mutex<Own>,
     /// Until when nobody else may take over, in milliseconds since the boot.
@@ -80,16 +74,16 @@ impl Lease {
         uuid: Uuid,
         takeover: bool,
         timing: Timing,
-    ) -> Result<(Arc<Self>, Succession)> {
+    ) -> Result<Arc<Self>> {
         let process = process::this()?;
-        let mut epoch = 1;
+        let (mut epoch, mut unclean) = (1, 0);
         loop {
             let found = store.read(key.clone()).await?;
-            let (condition, succession) = match &found {
-                None => (store.if_absent(), Succession::Clean),
+            let condition = match &found {
+                None => store.if_absent(),
                 Some((bytes, etag)) => {
                     let other = OwnerRecord::decode(uuid, bytes)?;
-                    match other.standing(&process, process::started_ticks) {
+                    match other.standing(&process, process::life) {
                         _ if takeover => {}
                         Standing::Released | Standing::Dead => {}
                         Standing::Alive => return Err(busy(&other)),
@@ -99,11 +93,8 @@ impl Lease {
                         }
                     }
                     epoch = other.stamp.epoch.saturating_add(1);
-                    let succession = match other.released {
-                        true => Succession::Clean,
-                        false => Succession::Unclean,
-                    };
-                    (store.if_match(etag), succession)
+                    unclean = other.last_unclean();
+                    store.if_match(etag)
                 }
             };
             let record = OwnerRecord {
@@ -111,6 +102,7 @@ impl Lease {
                 id: Uuid::random()?,
                 process: process.clone(),
                 released: false,
+                unclean,
             };
             let began = process::since_boot();
             match store.swap(&key, record.encode(uuid), condition).await? {
@@ -119,7 +111,7 @@ impl Lease {
                     let lease = Self::new(store.clone(), key, uuid, timing, own);
                     lease.confirmed(began);
                     runtime::handle().spawn(beat(Arc::downgrade(&lease), timing.heartbeat));
-                    return Ok((lease, succession));
+                    return Ok(lease);
                 }
                 // Somebody else was quicker: look again, and most likely find an owner that lives.
                 Swapped::Other(_) => {}
@@ -130,6 +122,7 @@ impl Lease {
     fn new(store: Store, key: String, uuid: Uuid, timing: Timing, own: Own) -> Arc<Self> {
         Arc::new(Self {
             epoch: own.record.stamp.epoch,
+            unclean: own.record.unclean,
             store,
             key,
             uuid,
@@ -216,7 +209,8 @@ impl Lease {
         ))
     }
 
-    /// Asks the store whether this is still the owner.
+    /// Asks the store whether this is still the owner. That is no heartbeat: others do not hear it,
+    /// so the lease does not last longer for it.
     ///
     /// # Errors
     /// As [`held`](Self::held), or what keeps the store from answering.
@@ -225,14 +219,12 @@ impl Lease {
             return Err(error.clone());
         }
         let mut own = self.own.lock().await;
-        let began = process::since_boot();
         let meta = self.store.head(self.key.clone()).await?;
         let known = meta.as_ref().map(|meta| meta.etag.as_str()) == Some(&own.etag);
-        if !known || own.etag.is_empty() {
-            self.look(&mut own).await?;
+        match known && !own.etag.is_empty() {
+            true => Ok(()),
+            false => self.look(&mut own).await,
         }
-        self.confirmed(began);
-        Ok(())
     }
 
     /// Reads the record: it is ours, perhaps with an ETag that we did not know, or we are out.
@@ -267,6 +259,11 @@ impl Lease {
                 Swapped::Done(etag) => {
                     own.etag = etag;
                     self.confirmed(began);
+                    if released {
+                        // Before the next heartbeat, which waits for `own`, says otherwise.
+                        let closed = Error::new(Kind::Fenced, "the volume was closed");
+                        let _ = self.lost.set(closed);
+                    }
                     return Ok(());
                 }
                 // Another's, or an earlier heartbeat of ours whose outcome was not known.
@@ -284,12 +281,7 @@ impl Lease {
     /// # Errors
     /// If the store did not take it; then the next one has to find out by itself.
     pub(super) async fn release(&self) -> Result<()> {
-        self.put(true).await?;
-        // No heartbeat may say otherwise afterwards.
-        let _ = self
-            .lost
-            .set(Error::new(Kind::Fenced, "the volume was closed"));
-        Ok(())
+        self.put(true).await
     }
 }
 

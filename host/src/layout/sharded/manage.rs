@@ -6,7 +6,7 @@ use nbd_rs_plugin::options::display_size;
 use nbd_rs_plugin::{Capabilities, CapabilityFlags, ObjectFlags, ObjectMode};
 
 use super::directory::Directory;
-use super::lease::{Lease, Succession, Timing};
+use super::lease::{Lease, Timing};
 use super::names::{Names, VOLUME};
 use super::owner::{OwnerRecord, Standing};
 use super::pages::{Pages, Writer};
@@ -104,7 +104,7 @@ async fn take(
     uuid: Uuid,
     takeover: bool,
     timing: Timing,
-) -> Result<(Arc<Lease>, Succession)> {
+) -> Result<Arc<Lease>> {
     Lease::take(store, names.owner(), uuid, takeover, timing).await
 }
 
@@ -127,28 +127,20 @@ pub async fn open(chain: Chain, how: How) -> Result<Sharded> {
         return Ok(Sharded::new(pages, shard, how.looks));
     }
     probe::conditions(&store, &names).await?;
-    let taken = take(&store, &names, record.uuid, how.takeover, how.timing).await?;
-    let (lease, succession) = taken;
-    match open_owned(&store, &names, &lease, succession).await {
+    let lease = take(&store, &names, record.uuid, how.takeover, how.timing).await?;
+    match open_owned(&store, &names, &lease).await {
         Ok(pages) => Ok(Sharded::new(pages, shard, false)),
         Err(error) => {
             // Nothing was changed: the next one need not wait.
-            if succession == Succession::Clean {
-                if let Err(error) = lease.release().await {
-                    tracing::warn!("the volume could not be given back: {error}");
-                }
+            if let Err(error) = lease.release().await {
+                tracing::warn!("the volume could not be given back: {error}");
             }
             Err(error)
         }
     }
 }
 
-async fn open_owned(
-    store: &Store,
-    names: &Names,
-    lease: &Arc<Lease>,
-    succession: Succession,
-) -> Result<Arc<Pages>> {
+async fn open_owned(store: &Store, names: &Names, lease: &Arc<Lease>) -> Result<Arc<Pages>> {
     // Once more, now that nobody else can resize it.
     let (record, _) = read_record(store).await?;
     if Names::of(record.uuid).all() != names.all() {
@@ -156,14 +148,11 @@ async fn open_owned(
         return Err(Error::new(Kind::Busy, text));
     }
     let directory = Directory::open(store, names, record).await?;
-    if succession == Succession::Unclean {
-        directory.take_over(lease).await?;
-    }
+    directory.take_over(lease).await?;
     let reaper = Reaper::new(store.clone(), names.clone(), lease.clone());
     let writer = Writer {
         lease: lease.clone(),
         reaper,
-        succession,
     };
     let (store, names) = (store.clone(), names.clone());
     Ok(Pages::new(store, names, record, directory, Some(writer)))
@@ -244,9 +233,7 @@ pub async fn create(
         Some(Existing::Volume(old, _)) => {
             let names = Names::of(old.uuid);
             Some((
-                take(&store, &names, old.uuid, false, Timing::default())
-                    .await?
-                    .0,
+                take(&store, &names, old.uuid, false, Timing::default()).await?,
                 names,
             ))
         }
@@ -352,7 +339,7 @@ pub async fn destroy(
     let store = Store::new(chain, fencing_is_external);
     let (record, _) = read_record(&store).await?;
     let names = Names::of(record.uuid);
-    let (lease, _) = take(&store, &names, record.uuid, false, Timing::default()).await?;
+    let lease = take(&store, &names, record.uuid, false, Timing::default()).await?;
     let removed = remove_objects(&store, &names, &lease, progress).await?;
     delete(&store, vec![VOLUME.to_owned()]).await?;
     store.chain.close().await?;
@@ -371,12 +358,9 @@ pub async fn grow(
     let store = Store::new(chain, fencing_is_external);
     let (record, _) = read_record(&store).await?;
     let names = Names::of(record.uuid);
-    let (lease, succession) = take(&store, &names, record.uuid, false, Timing::default()).await?;
+    let lease = take(&store, &names, record.uuid, false, Timing::default()).await?;
     let grown = grow_owned(&store, size_bytes).await;
-    // An unclean end stays one: what it left open is for the next server to find out.
-    if succession == Succession::Clean {
-        lease.release().await?;
-    }
+    lease.release().await?;
     store.chain.close().await?;
     grown
 }
@@ -437,7 +421,7 @@ pub async fn facts(chain: &Chain) -> Result<Facts> {
 }
 
 const SERVES: &str = "serves it";
-const ELSEWHERE: &str = "not on this machine";
+const ELSEWHERE: &str = "can't be seen from here";
 
 async fn owner(store: &Store, names: &Names, uuid: Uuid) -> Result<Option<(String, &'static str)>> {
     let Some((bytes, _)) = store.read(names.owner()).await? else {
@@ -445,7 +429,7 @@ async fn owner(store: &Store, names: &Names, uuid: Uuid) -> Result<Option<(Strin
     };
     let record = OwnerRecord::decode(uuid, &bytes)?;
     let here = process::this()?;
-    let standing = match record.standing(&here, process::started_ticks) {
+    let standing = match record.standing(&here, process::life) {
         Standing::Released => "gave it back",
         Standing::Dead => "died",
         Standing::Alive => SERVES,

@@ -146,6 +146,7 @@ async fn sync(pages: Arc<Pages>, in_place: Option<Arc<InPlace>>) -> Result<(), F
     let Some(writer) = &pages.writer else {
         return Ok(());
     };
+    let puts = pages.puts();
     if let Some(in_place) = &in_place {
         in_place.sync().await.map_err(Failed::Lost)?;
     }
@@ -153,7 +154,7 @@ async fn sync(pages: Arc<Pages>, in_place: Option<Arc<InPlace>>) -> Result<(), F
         let flushed = pages.store.chain.flush().wait().await;
         flushed.map_err(Failed::Lost)?;
     }
-    pages.record_puts().await.map_err(Failed::Again)?;
+    pages.record(puts).await.map_err(Failed::Again)?;
     writer.lease.confirm().await.map_err(Failed::Again)
 }
 
@@ -300,11 +301,12 @@ impl Inner {
         if let Shards::Whole(shards) = &self.shards {
             shards.quiesce(&whole).await;
         }
-        self.pages.give_up(whole.clone()).await?;
+        let given_up = self.pages.give_up(whole.clone()).await;
+        // Also when some of them could not be.
         if let Shards::InPlace(in_place) = &self.shards {
             in_place.forget(whole);
         }
-        Ok(())
+        given_up
     }
 
     /// Zeroes parts of shards. What can't be fast is refused before anything has changed.
@@ -385,9 +387,10 @@ impl Inner {
                 0 => self.pages.state(shard).await?,
                 _ => State::Never,
             };
-            (at, looked_at) = (until, looked_at + 1);
             let room = (limit as usize - extents.len()).max(1);
-            for extent in self.extents_of(part, state, room as u32).await? {
+            let found = self.extents_of(part, state, room as u32).await?;
+            let told: u64 = found.iter().map(|extent| extent.len).sum();
+            for extent in found {
                 let full = extents.len() == limit as usize;
                 match extents.last_mut() {
                     Some(last) if last.flags == extent.flags => last.len += extent.len,
@@ -395,6 +398,11 @@ impl Inner {
                     _ => extents.push(extent),
                 }
             }
+            // What comes next must not stand in the place of what was not told.
+            if told < part.len {
+                break;
+            }
+            (at, looked_at) = (until, looked_at + 1);
         }
         Ok(extents)
     }

@@ -7,7 +7,7 @@ use crate::error::{printable, Result};
 
 /// Longest host name kept, in bytes.
 const MAX_HOST_BYTES: usize = 255;
-const FIXED_BYTES: usize = 52;
+const FIXED_BYTES: usize = 60;
 const RELEASED: u32 = 1;
 
 /// Where a process runs, and which one it is.
@@ -34,6 +34,20 @@ pub(super) struct OwnerRecord {
     pub(super) process: Process,
     /// It has given the volume back, with everything settled.
     pub(super) released: bool,
+    /// The last owner before that did not, 0 if there was none: what it had on its way may still
+    /// arrive.
+    pub(super) unclean: u64,
+}
+
+/// What can be seen of a process of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It started at this clock tick since the boot.
+    Since(u64),
+    /// It is there, and another user's, who keeps it to himself.
+    Hidden,
+    /// There is none, or a dead one that nobody has waited for.
+    None,
 }
 
 /// What the record of another says to one who wants the volume.
@@ -50,12 +64,8 @@ pub(super) enum Standing {
 }
 
 impl OwnerRecord {
-    /// Judges the record. `started` looks up when a process of this machine started, if there is one.
-    pub(super) fn standing(
-        &self,
-        here: &Process,
-        started: impl FnOnce(u32) -> Option<u64>,
-    ) -> Standing {
+    /// Judges the record. `life` looks up a process of this machine.
+    pub(super) fn standing(&self, here: &Process, life: impl FnOnce(u32) -> Life) -> Standing {
         let there = &self.process;
         if self.released {
             return Standing::Released;
@@ -64,9 +74,19 @@ impl OwnerRecord {
         if !same {
             return Standing::Unknown;
         }
-        match started(there.pid) == Some(there.started_ticks) {
-            true => Standing::Alive,
-            false => Standing::Dead,
+        match life(there.pid) {
+            Life::Since(ticks) if ticks == there.started_ticks => Standing::Alive,
+            Life::Hidden => Standing::Unknown,
+            // The number was used again, or is free.
+            Life::Since(_) | Life::None => Standing::Dead,
+        }
+    }
+
+    /// The last epoch that did not end in order, once this one is over; 0 if all did.
+    pub(super) fn last_unclean(&self) -> u64 {
+        match self.released {
+            true => self.unclean,
+            false => self.stamp.epoch,
         }
     }
 
@@ -83,6 +103,7 @@ impl OwnerRecord {
         payload.extend_from_slice(&process.pid_namespace.to_le_bytes());
         payload.extend_from_slice(&process.started_ticks.to_le_bytes());
         payload.extend_from_slice(&process.pid.to_le_bytes());
+        payload.extend_from_slice(&self.unclean.to_le_bytes());
         payload.extend_from_slice(host.as_bytes());
         let frame = Frame {
             what: What::Owner,
@@ -115,6 +136,7 @@ impl OwnerRecord {
                 pid: u32_at(payload, 48),
             },
             released: frame.flags & RELEASED != 0,
+            unclean: u64_at(payload, 52),
         })
     }
 }
@@ -155,17 +177,18 @@ mod tests {
             id: Uuid([6; 16]),
             process: process(),
             released: false,
+            unclean: 1,
         }
     }
 
     proptest! {
         #[test]
         fn a_record_is_read_as_it_was_written(
-            host in "\\PC{0,80}", pid in any::<u32>(), ticks in any::<u64>(), released in any::<bool>(),
+            host in "\\PC{0,80}", pid in any::<u32>(), ticks in any::<u64>(), released in any::<bool>(), unclean in any::<u64>(),
         ) {
             let mut record = record();
             record.process = Process { host, pid, started_ticks: ticks, ..record.process };
-            record.released = released;
+            (record.released, record.unclean) = (released, unclean);
             prop_assume!(record.process.host.len() <= MAX_HOST_BYTES);
             prop_assert_eq!(OwnerRecord::decode(Uuid([9; 16]), &record.encode(Uuid([9; 16]))).unwrap(), record);
         }
@@ -174,18 +197,23 @@ mod tests {
     #[test]
     fn c17_only_this_kernel_and_name_space_may_pronounce_an_owner_dead() {
         let here = process();
-        let alive = |pid: u32| (pid == 100).then_some(5000);
+        let alive = |pid: u32| match pid {
+            100 => Life::Since(5000),
+            _ => Life::None,
+        };
         let mut other = record();
         assert_eq!(other.standing(&here, alive), Standing::Alive);
-        assert_eq!(other.standing(&here, |_| None), Standing::Dead);
+        assert_eq!(other.standing(&here, |_| Life::None), Standing::Dead);
         // The number was used again.
-        assert_eq!(other.standing(&here, |_| Some(5001)), Standing::Dead);
+        assert_eq!(other.standing(&here, |_| Life::Since(5001)), Standing::Dead);
+        // Another user's, and /proc does not show it: it may well be alive.
+        assert_eq!(other.standing(&here, |_| Life::Hidden), Standing::Unknown);
         // In another container the same number is somebody else.
         other.process.pid_namespace = 5;
-        assert_eq!(other.standing(&here, |_| None), Standing::Unknown);
+        assert_eq!(other.standing(&here, |_| Life::None), Standing::Unknown);
         other.process = process();
         other.process.boot_id = Uuid([2; 16]);
-        assert_eq!(other.standing(&here, |_| None), Standing::Unknown);
+        assert_eq!(other.standing(&here, |_| Life::None), Standing::Unknown);
         other.released = true;
         assert_eq!(other.standing(&here, alive), Standing::Released);
     }

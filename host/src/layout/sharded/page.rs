@@ -35,10 +35,15 @@ pub(super) struct States {
     pub(super) settled: bool,
     /// The store may hold something else than `base`.
     pub(super) unsure: bool,
+    /// Perhaps never on the store, whatever `base` says: a trim of them failed, and its page may
+    /// have got there.
+    doubtful: ShardSet,
     /// Intended, but known to have had no put: never, for everybody but the store.
     pub(super) fresh: ShardSet,
     /// Put since it became intended: written, for everybody but the store.
-    pub(super) put: ShardSet,
+    put: ShardSet,
+    /// Those of them that are covered by the sync that is going on.
+    syncing: ShardSet,
 }
 
 /// What a page put holds.
@@ -51,7 +56,7 @@ impl States {
     /// The state that counts.
     pub(super) fn view(&self, at: u64) -> State {
         match self.target.get(at) {
-            State::Intended if self.put.contains(at) => State::Written,
+            State::Intended if self.was_put_before(at) => State::Written,
             State::Intended if self.fresh.contains(at) => State::Never,
             state => state,
         }
@@ -59,7 +64,9 @@ impl States {
 
     /// Whether the store knows that the shard may have been put.
     pub(super) fn is_intended(&self, at: u64) -> bool {
-        self.base.get(at) != State::Never && self.target.get(at) != State::Never
+        self.base.get(at) != State::Never
+            && self.target.get(at) != State::Never
+            && !self.doubtful.contains(at)
     }
 
     /// Marks a shard intended, and its neighbours that are certainly empty along with it.
@@ -83,9 +90,26 @@ impl States {
         }
     }
 
-    /// Everything put becomes written.
-    pub(super) fn record_puts(&mut self) {
+    fn was_put_before(&self, at: u64) -> bool {
+        self.put.contains(at) || self.syncing.contains(at)
+    }
+
+    /// Whether there are puts that no sync has begun to cover.
+    pub(super) fn has_puts(&self) -> bool {
+        !self.put.is_empty()
+    }
+
+    /// A sync begins, that covers all puts until now.
+    pub(super) fn sync_begins(&mut self) {
         for at in std::mem::take(&mut self.put).iter() {
+            self.syncing.insert(at);
+        }
+    }
+
+    /// What it covered is durable, and becomes written. Of what was put meanwhile nobody knows: if
+    /// the power fails, there may be no object.
+    pub(super) fn record_puts(&mut self) {
+        for at in std::mem::take(&mut self.syncing).iter() {
             self.target.set(at, State::Written);
         }
     }
@@ -98,7 +122,7 @@ impl States {
             if self.view(at) == State::Never {
                 continue;
             }
-            let known = (self.target.get(at), self.put.contains(at));
+            let known = (self.target.get(at), self.was_put_before(at));
             given_up.shards.push((at, known));
             match given_up.objects.last_mut() {
                 Some(last) if last.end == at => last.end = at + 1,
@@ -106,6 +130,7 @@ impl States {
             }
             self.target.set(at, State::Never);
             self.put.remove(at);
+            self.syncing.remove(at);
         }
         given_up
     }
@@ -114,6 +139,7 @@ impl States {
     pub(super) fn restore(&mut self, given_up: &GivenUp) {
         for &(at, (was, put)) in &given_up.shards {
             self.target.set(at, was);
+            self.doubtful.insert(at);
             if put {
                 self.put.insert(at);
             }
@@ -123,6 +149,7 @@ impl States {
 
     /// Before the volume is given back: what was only reserved is not any more.
     pub(super) fn settle(&mut self) {
+        self.sync_begins();
         self.record_puts();
         for at in std::mem::take(&mut self.fresh).iter() {
             if self.target.get(at) == State::Intended {
@@ -133,9 +160,15 @@ impl States {
 
     /// The store has these states now.
     pub(super) fn stored(&mut self, states: StatePage, etag: String, stamp: Stamp, settled: bool) {
+        self.found(states, etag);
+        (self.stamp, self.settled, self.unsure) = (stamp, settled, false);
+    }
+
+    /// These states lie on the store.
+    pub(super) fn found(&mut self, states: StatePage, etag: String) {
         self.base = states;
         self.etag = Some(etag);
-        (self.stamp, self.settled, self.unsure) = (stamp, settled, false);
+        self.doubtful = ShardSet::default();
     }
 
     /// Whether a put of the page would change anything.
@@ -214,8 +247,13 @@ mod tests {
         states.was_put(70);
         assert_eq!(states.view(70), State::Written);
         assert_eq!(states.target.get(70), State::Intended);
+        states.sync_begins();
+        states.was_put(72);
         states.record_puts();
         assert_eq!(states.target.get(70), State::Written);
+        assert_eq!(states.target.get(72), State::Intended);
+        assert_eq!(states.view(72), State::Written);
+        assert!(states.has_puts());
         states.settle();
         assert_eq!(
             states.target.counts(PAGE_SHARDS)[State::Intended as usize],
@@ -237,5 +275,10 @@ mod tests {
         states.restore(&given_up);
         assert_eq!(states.view(1), State::Written);
         assert!(states.is_dirty());
+        // The page that failed may have got there: a put must wait for the next one.
+        assert!(!states.is_intended(1));
+        let target = states.target.clone();
+        states.stored(target, String::new(), Stamp::default(), false);
+        assert!(states.is_intended(1) && !states.is_dirty());
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use super::directory::Directory;
 use super::frame::corrupt;
-use super::lease::{Lease, Succession};
+use super::lease::Lease;
 use super::names::Names;
 use super::page::{GivenUp, Page, States};
 use super::reaper::Reaper;
@@ -29,7 +29,6 @@ const AT_ONCE: usize = 16;
 pub(super) struct Writer {
     pub(super) lease: Arc<Lease>,
     pub(super) reaper: Arc<Reaper>,
-    pub(super) succession: Succession,
 }
 
 /// A shard that may be put.
@@ -43,10 +42,17 @@ pub(super) struct Intended {
 
 impl Intended {
     /// A put is about to start: from now on nobody knows that there is no object.
-    pub(super) fn putting(&self) {
-        if self.page.read().fresh.contains(self.at) {
-            self.page.write().fresh.remove(self.at);
+    ///
+    /// # Errors
+    /// If the shard became never meanwhile, as a volume that is closed says of all that was only
+    /// reserved: what is put there would be found by a later owner.
+    pub(super) fn putting(&self) -> Result<()> {
+        let mut states = self.page.write();
+        if states.target.get(self.at) == State::Never {
+            return Err(super::given_up());
         }
+        states.fresh.remove(self.at);
+        Ok(())
     }
 }
 
@@ -113,6 +119,15 @@ impl Pages {
             Some(page) => Some(page.read().view(at)),
             None => (!self.directory.contains(page)).then_some(State::Never),
         }
+    }
+
+    /// Whether a shard was written, and the store knows enough of it for another change.
+    pub(super) fn may_change(&self, shard: u64) -> bool {
+        let (page, at) = place(shard);
+        self.at_hand(page).is_some_and(|page| {
+            let states = page.read();
+            states.view(at) == State::Written && states.is_intended(at)
+        })
     }
 
     /// The state of a shard.
@@ -198,7 +213,7 @@ impl Pages {
             if states.etag.is_none() || states.stamp.epoch >= writer.lease.epoch() {
                 return Ok(());
             }
-            (!states.settled, writer.succession == Succession::Unclean)
+            (!states.settled, states.stamp.epoch <= writer.lease.unclean)
         };
         if open {
             let objects = self.objects_of(page).await?;
@@ -267,7 +282,7 @@ impl Pages {
         let before = {
             let mut states = page.write();
             let before = states.view(at);
-            if states.is_intended(at) {
+            if states.is_intended(at) && self.directory.contains(number) {
                 drop(states);
                 return Ok(Intended { page, at, before });
             }
@@ -288,23 +303,32 @@ impl Pages {
         }
     }
 
-    /// Records all puts until now, durably.
-    pub(super) async fn record_puts(self: &Arc<Self>) -> Result<()> {
+    /// The pages of all puts until now, to be recorded when those are durable. They stay in memory
+    /// meanwhile.
+    pub(super) fn puts(&self) -> Vec<Arc<Page>> {
         let dirty: Vec<u64> = lock(&self.dirty).iter().copied().collect();
-        let record = |number: u64| async move {
-            let Some(page) = self.at_hand(number) else {
-                return Ok(());
-            };
-            lock(&self.dirty).remove(&number);
-            page.write().record_puts();
+        let pages = dirty.into_iter().filter_map(|number| self.at_hand(number));
+        pages.inspect(|page| page.write().sync_begins()).collect()
+    }
+
+    /// Records those puts, durably.
+    pub(super) async fn record(&self, puts: Vec<Arc<Page>>) -> Result<()> {
+        let record = |page: Arc<Page>| async move {
+            {
+                let mut states = page.write();
+                states.record_puts();
+                if !states.has_puts() {
+                    lock(&self.dirty).remove(&page.number);
+                }
+            }
             let recorded = self.commit(&page).await;
             if recorded.is_err() {
-                lock(&self.dirty).insert(number);
+                lock(&self.dirty).insert(page.number);
             }
             recorded
         };
         // Every page is tried, whatever becomes of the others.
-        let results: Vec<Result<()>> = stream::iter(dirty)
+        let results: Vec<Result<()>> = stream::iter(puts)
             .map(record)
             .buffer_unordered(AT_ONCE)
             .collect()
@@ -316,9 +340,13 @@ impl Pages {
     pub(super) async fn give_up(self: &Arc<Self>, shards: Range<u64>) -> Result<()> {
         let pages = shards.start / PAGE_SHARDS..(shards.end - 1) / PAGE_SHARDS + 1;
         let touched: Vec<u64> = pages.filter(|&page| self.may_exist(page)).collect();
-        stream::iter(touched.into_iter().map(Ok))
-            .try_for_each_concurrent(AT_ONCE, |number| self.give_up_in(number, &shards))
-            .await
+        // None is left half done, whatever becomes of the others.
+        let results: Vec<Result<()>> = stream::iter(touched)
+            .map(|number| self.give_up_in(number, &shards))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        results.into_iter().collect()
     }
 
     /// How many shards from this one on are never because their page does not exist.
@@ -427,12 +455,17 @@ impl PagePut {
     async fn run(&self) -> Result<()> {
         for _ in 0..super::store::ATTEMPTS {
             self.lease.held().await?;
+            let number = self.page.number;
             let Some(snapshot) = self.page.snapshot() else {
-                return Ok(());
+                let exists = self.page.read().etag.is_some();
+                return match exists {
+                    // Its bit may have failed after its put.
+                    true => self.directory.insert(&self.lease, number).await,
+                    false => Ok(()),
+                };
             };
             let stamp = self.lease.stamp();
             let settled = self.is_settled(&snapshot.states);
-            let number = self.page.number;
             let bytes = snapshot
                 .states
                 .encode(self.record.uuid, number, stamp, settled);
@@ -481,8 +514,7 @@ impl PagePut {
             let base = states.base.clone();
             states.target.rebase(&base, &theirs);
         }
-        states.base = theirs;
-        states.etag = Some(etag);
+        states.found(theirs, etag);
         Ok(())
     }
 }

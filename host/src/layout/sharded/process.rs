@@ -4,15 +4,17 @@ use std::fs;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{test_kill_process, Pid};
 use rustix::time::{clock_gettime, ClockId};
 
-use super::owner::Process;
+use super::owner::{Life, Process};
 use super::uuid::Uuid;
 use crate::error::{Error, Result};
 
 /// When process `pid` started, in clock ticks since the boot (proc_pid_stat(5), field 22); `None`
 /// if there is no such process, or a dead one that nobody has waited for.
-pub(super) fn started_ticks(pid: u32) -> Option<u64> {
+fn started_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, also parentheses.
     let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
@@ -21,6 +23,21 @@ pub(super) fn started_ticks(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// What can be seen of process `pid`. What /proc does not show may be another user's, where it is
+/// mounted so (proc(5), hidepid): then the kernel knows of it all the same.
+pub(super) fn life(pid: u32) -> Life {
+    if let Some(ticks) = started_ticks(pid) {
+        return Life::Since(ticks);
+    }
+    let shown = fs::exists(format!("/proc/{pid}")).unwrap_or(false);
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let denied = number.is_some_and(|pid| test_kill_process(pid) == Err(Errno::PERM));
+    match denied && !shown {
+        true => Life::Hidden,
+        false => Life::None,
+    }
 }
 
 /// This process. Where the kernel says nothing of itself nobody else can pronounce it dead.
@@ -77,7 +94,7 @@ mod tests {
     #[test]
     fn c17_a_process_is_known_while_it_lives() {
         let this = this().unwrap();
-        assert_eq!(started_ticks(this.pid), Some(this.started_ticks));
+        assert_eq!(life(this.pid), Life::Since(this.started_ticks));
         assert!(this.started_ticks > 0 && this.pid_namespace > 0 && !this.host.is_empty());
         let mut child = std::process::Command::new("sleep")
             .arg("60")
@@ -94,7 +111,8 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert_eq!(started_ticks(pid), None);
+        assert_eq!(life(pid), Life::None);
         child.wait().unwrap();
-        assert_eq!(started_ticks(pid), None);
+        assert_eq!(life(pid), Life::None);
     }
 }

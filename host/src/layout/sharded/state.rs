@@ -134,6 +134,10 @@ impl ShardSet {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         let words = self.0.as_deref().map_or(&[][..], |words| &words[..]);
         words.iter().enumerate().flat_map(|(at, &word)| {

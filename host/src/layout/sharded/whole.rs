@@ -274,7 +274,7 @@ impl Whole {
             };
             let shard_bytes = self.pages.record.shard_bytes;
             let (data, trailer) = image::build(label, shard_bytes, &base, &edits);
-            intended.putting();
+            intended.putting()?;
             match self.put(writer, data, &trailer, condition).await {
                 Ok(etag) => {
                     self.pages.was_put(&intended);

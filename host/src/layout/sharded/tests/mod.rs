@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod faults;
 mod owners;
+mod races;
 mod random;
 mod rig;
 #[path = "../../../../tests/common/rng.rs"]

@@ -177,6 +177,7 @@ fn plant(store: &Store, change: impl Fn(&mut OwnerRecord)) -> Uuid {
             ..process::this().unwrap()
         },
         released: false,
+        unclean: 0,
     };
     change(&mut record);
     store.insert(&Names::of(uuid).owner(), record.encode(uuid));

@@ -52,6 +52,8 @@ struct Shared {
     changes: AtomicU64,
     /// What goes wrong, by a part of the key.
     faults: Mutex<Vec<(String, Fault)>>,
+    /// What waits, by a part of the key, until its gate is open.
+    gates: Mutex<Vec<(String, Arc<tokio::sync::Mutex<()>>)>>,
     /// Objects as they were at their last sync, if they were written since.
     unsynced: Mutex<BTreeMap<String, Option<Vec<u8>>>>,
 }
@@ -106,6 +108,25 @@ impl Rig {
         lock(&self.shared.faults).clear();
     }
 
+    /// Changes of objects with this in their names are on their way until the guard is dropped.
+    pub(super) fn hold(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let gate = Arc::new(tokio::sync::Mutex::new(()));
+        let guard = gate.clone().try_lock_owned().unwrap();
+        lock(&self.shared.gates).push((name.to_owned(), gate));
+        guard
+    }
+
+    async fn pass(&self, key: &str) {
+        let gate = {
+            let gates = lock(&self.shared.gates);
+            let gate = gates.iter().find(|(name, _)| key.contains(name.as_str()));
+            gate.map(|(_, gate)| gate.clone())
+        };
+        if let Some(gate) = gate {
+            drop(gate.lock().await);
+        }
+    }
+
     pub(super) fn calls(&self) -> u64 {
         self.shared.calls.load(Ordering::Relaxed)
     }
@@ -141,6 +162,7 @@ impl Rig {
         change: impl std::future::Future<Output = Result<T>>,
     ) -> Result<T> {
         self.look().await?;
+        self.pass(key).await;
         // Heartbeats come when they come.
         let counts = u64::from(!key.ends_with("/owner"));
         self.shared.changes.fetch_add(counts, Ordering::Relaxed);
