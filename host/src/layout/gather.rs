@@ -51,20 +51,21 @@ impl Gather {
     async fn serve_waiting(self: Arc<Self>, run: impl Fn() -> Later<()> + Send + 'static) {
         let mut serving = Serving {
             gather: &self,
+            covered: Vec::new(),
             over: false,
         };
         loop {
-            let waiting = {
+            {
                 let mut queue = self.queue();
                 if queue.waiting.is_empty() {
                     queue.running = false;
                     serving.over = true;
                     return;
                 }
-                std::mem::take(&mut queue.waiting)
-            };
+                serving.covered = std::mem::take(&mut queue.waiting);
+            }
             let result = run().await;
-            for sender in waiting {
+            for sender in std::mem::take(&mut serving.covered) {
                 // A receiver that went away does not want to know.
                 let _ = sender.send(result.clone());
             }
@@ -76,6 +77,8 @@ impl Gather {
 /// them.
 struct Serving<'a> {
     gather: &'a Gather,
+    /// Whom the current run is for. They are told last: who comes then finds nobody running.
+    covered: Vec<oneshot::Sender<Result<()>>>,
     over: bool,
 }
 
