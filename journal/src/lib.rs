@@ -1,0 +1,19 @@
+//! Write-back for nbd-rs: acknowledged changes wait here, in a file that survives a crash, until
+//! the store has them.
+//!
+//! ```text
+//! format -> ring -> scan -> claim     bytes; room; what a crash left; whose it is    pure
+//! disk                                a directory
+//! ```
+
+pub mod change;
+pub mod data;
+pub mod format;
+
+pub mod claim;
+pub mod ring;
+pub mod scan;
+
+pub mod disk;
+pub mod error;
+pub mod uuid;
