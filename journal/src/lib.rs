@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! format -> ring -> scan -> claim     bytes; room; what a crash left; whose it is    pure
+//! index                               what is read before the store has it           pure
 //! disk                                a directory
 //! ```
 
@@ -13,6 +14,8 @@ pub mod format;
 pub mod claim;
 pub mod ring;
 pub mod scan;
+
+pub mod index;
 
 pub mod disk;
 pub mod error;
