@@ -25,6 +25,8 @@ pub struct Claim {
     pub volume: Uuid,
     /// This machine.
     pub host: Uuid,
+    /// This run of its kernel (`/proc/sys/kernel/random/boot_id`).
+    pub boot: Uuid,
     /// The new owner's number, greater than that of every owner before.
     pub epoch: u64,
     /// What the volume says, if it says that writes may wait in a journal.
@@ -155,6 +157,7 @@ mod tests {
         Claim {
             volume: Uuid([1; 16]),
             host: Uuid([3; 16]),
+            boot: Uuid([4; 16]),
             epoch: 6,
             ticket: Some(Ticket {
                 journal: Uuid([2; 16]),

@@ -4,7 +4,7 @@
 //! ```text
 //! format -> ring -> scan -> claim     bytes; room; what a crash left; whose it is    pure
 //! index                               what is read before the store has it           pure
-//! disk                                a directory
+//! disk -> segment -> journal          a directory; a file; the files of a volume
 //! ```
 
 pub mod change;
@@ -18,5 +18,11 @@ pub mod scan;
 pub mod index;
 
 pub mod disk;
+mod segment;
+
+mod journal;
+
 pub mod error;
 pub mod uuid;
+
+pub use journal::{discard, inspect, Inspection, Journal, Opened, Options, Recovered, Usage};

@@ -24,12 +24,6 @@ pub trait Source {
     fn read(&mut self, position: u64, buffer: &mut [u8]) -> Result<()>;
 }
 
-impl<F: FnMut(u64, &mut [u8]) -> Result<()>> Source for F {
-    fn read(&mut self, position: u64, buffer: &mut [u8]) -> Result<()> {
-        self(position, buffer)
-    }
-}
-
 /// A record that was found whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {

@@ -42,6 +42,8 @@ pub struct Superblock {
     pub journal: Uuid,
     /// The machine that it was written on.
     pub host: Uuid,
+    /// The run of its kernel in which it was written: what is in the page cache came from then.
+    pub boot: Uuid,
     /// The file that this was written to.
     pub identity: FileIdentity,
     /// Which file of the journal it is; a file whose disk failed is followed by another.
@@ -74,11 +76,12 @@ impl Superblock {
     pub fn encode(&self) -> Vec<u8> {
         let mut sector = begin(SUPERBLOCK, SECTOR_BYTES);
         sector[12] = if self.open { OPEN } else { 0 };
-        for (index, uuid) in [self.volume, self.journal, self.host].iter().enumerate() {
+        let uuids = [self.volume, self.journal, self.host, self.boot];
+        for (index, uuid) in uuids.iter().enumerate() {
             put(&mut sector, 16 + 16 * index, &uuid.0);
         }
         for (index, number) in self.numbers().into_iter().enumerate() {
-            put_u64(&mut sector, 64 + 8 * index, number);
+            put_u64(&mut sector, NUMBERS_AT + 8 * index, number);
         }
         seal(&mut sector);
         sector
@@ -106,11 +109,12 @@ impl Superblock {
     /// If it is anything else.
     pub fn decode(sector: &[u8]) -> Result<Self, Bad> {
         let sector = start(SUPERBLOCK, sector)?;
-        let number = |index: usize| u64_at(sector, 64 + 8 * index);
+        let number = |index: usize| u64_at(sector, NUMBERS_AT + 8 * index);
         let superblock = Self {
             volume: Uuid(array_at(sector, 16)),
             journal: Uuid(array_at(sector, 32)),
             host: Uuid(array_at(sector, 48)),
+            boot: Uuid(array_at(sector, 64)),
             counter: number(0),
             identity: FileIdentity {
                 inode: number(1),
@@ -144,7 +148,8 @@ impl Superblock {
 }
 
 const NUMBERS: usize = 11;
-const END: usize = 64 + 8 * NUMBERS;
+const NUMBERS_AT: usize = 80;
+const END: usize = NUMBERS_AT + 8 * NUMBERS;
 
 /// Says, without being waited for, how far the last sync reached.
 ///
@@ -201,6 +206,7 @@ mod tests {
             volume: Uuid([2; 16]),
             journal: Uuid([3; 16]),
             host: Uuid([4; 16]),
+            boot: Uuid([15; 16]),
             identity: FileIdentity {
                 inode: 5,
                 born_ns: 6,
