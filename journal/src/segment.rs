@@ -26,21 +26,21 @@ pub(crate) struct Segment {
 impl Segment {
     /// Reads the superblock of a file.
     pub(crate) fn open(name: String, file: Arc<dyn DiskFile>) -> Result<Self> {
-        let found = SUPERBLOCKS_AT.map(|at| read_superblock(&*file, at));
         let failed = |error| Error::os(&error, format!("reading {name}"));
-        let [first, second] = found;
-        let (superblock, slot) = match (first.map_err(failed)?, second.map_err(failed)?) {
-            (Ok(first), Ok(second)) if second.counter > first.counter => (second, 1),
-            (Err(newer @ Bad::Newer(_)), _) | (_, Err(newer @ Bad::Newer(_))) => {
-                return Err(bad(newer, &name));
+        let mut newest: Option<(Superblock, usize)> = None;
+        let mut reason = Bad::Alien;
+        for (slot, at) in places() {
+            match read_superblock(&*file, at).map_err(failed)? {
+                Ok(found) if newest.is_some_and(|(best, _)| best.counter >= found.counter) => {}
+                Ok(found) => newest = Some((found, slot)),
+                Err(newer @ Bad::Newer(_)) => return Err(bad(newer, &name)),
+                Err(other) => reason = other,
             }
-            (Ok(first), _) => (first, 0),
-            (_, Ok(second)) => (second, 1),
-            (Err(first), Err(_)) => {
-                let text = format!("{name}: both superblocks are unreadable: {first}");
-                return Err(Error::new(Kind::Damaged, text));
-            }
-        };
+        }
+        let (superblock, slot) = newest.ok_or_else(|| {
+            let text = format!("{name}: no superblock is whole: {reason}");
+            Error::new(Kind::Damaged, text)
+        })?;
         let bytes = file.bytes().map_err(failed)?;
         if bytes < RING_AT + superblock.ring_bytes {
             let text = format!("{name} was cut: it has {bytes} bytes");
@@ -62,7 +62,7 @@ impl Segment {
     ) -> io::Result<Self> {
         file.preallocate(RING_AT + superblock.ring_bytes)?;
         superblock.identity = file.identity()?;
-        for at in SUPERBLOCKS_AT {
+        for (_, at) in places() {
             file.write_at(at, &[IoSlice::new(&superblock.encode())])?;
         }
         Ok(Self {
@@ -112,9 +112,10 @@ impl Segment {
     /// Writes the next superblock to the place of the older one. It counts from
     /// [`settle`](Self::settle) on, when it is durable.
     pub(crate) fn write_superblock(&self, superblock: &Superblock) -> io::Result<()> {
-        let at = SUPERBLOCKS_AT[1 - self.slot];
-        self.file
-            .write_at(at, &[IoSlice::new(&superblock.encode())])
+        let sector = superblock.encode();
+        let [first, second] = SUPERBLOCKS_AT[1 - self.slot];
+        self.file.write_at(first, &[IoSlice::new(&sector)])?;
+        self.file.write_at(second, &[IoSlice::new(&sector)])
     }
 
     /// That superblock is durable.
@@ -147,6 +148,12 @@ impl Source for &Segment {
         }
         Ok(())
     }
+}
+
+/// The number of each superblock, with where it stands.
+fn places() -> impl Iterator<Item = (usize, u64)> {
+    let slots = SUPERBLOCKS_AT.into_iter().enumerate();
+    slots.flat_map(|(slot, places)| places.map(|at| (slot, at)))
 }
 
 fn read_superblock(file: &dyn DiskFile, at: u64) -> io::Result<Result<Superblock, Bad>> {

@@ -5,8 +5,9 @@ use super::{
 };
 use crate::uuid::Uuid;
 
-/// Where the two superblocks stand. A write of one that goes wrong does not reach the other.
-pub const SUPERBLOCKS_AT: [u64; 2] = [0, 64 << 10];
+/// Where the two superblocks stand, each twice: a sector that can't be read any more is no harm.
+/// A write of one that goes wrong does not reach the other.
+pub const SUPERBLOCKS_AT: [[u64; 2]; 2] = [[0, 32 << 10], [64 << 10, 96 << 10]];
 /// Where the mark stands.
 pub const MARK_AT: u64 = 128 << 10;
 /// Where the ring begins.

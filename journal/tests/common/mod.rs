@@ -7,11 +7,15 @@ pub(crate) mod rng;
 
 pub(crate) mod recorder;
 
+use std::sync::Arc;
+
 use nbd_rs_journal::change::{Change, What};
 use nbd_rs_journal::claim::{Claim, Ticket};
 use nbd_rs_journal::data::Data;
+use nbd_rs_journal::disk::Disk;
+use nbd_rs_journal::error::Result;
 use nbd_rs_journal::uuid::Uuid;
-use nbd_rs_journal::{Options, Recovered};
+use nbd_rs_journal::{Journal, Opened, Options, Recovered};
 
 use rng::Rng;
 
@@ -63,4 +67,9 @@ pub(crate) fn any_changes(rng: &mut Rng) -> Vec<Change> {
 
 pub(crate) fn seqs(records: &[Recovered]) -> Vec<u64> {
     records.iter().map(|record| record.seq).collect()
+}
+
+/// A journal of its own on that disk.
+pub(crate) fn open(disk: Arc<dyn Disk>, claim: &Claim, blocks: u64) -> Result<Opened> {
+    Journal::open(disk, claim, &options(blocks))
 }

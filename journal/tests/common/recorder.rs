@@ -50,23 +50,31 @@ pub(crate) struct Faults {
     pub(crate) writes: u32,
     pub(crate) creates: u32,
     pub(crate) name_syncs: u32,
+    /// The errno of the failing calls; 0 is EIO.
+    pub(crate) errno: i32,
+    /// Syncs that say they did it, and did not.
+    pub(crate) lies: u32,
 }
+
+type Hook = Box<dyn FnMut() + Send>;
 
 /// What is on the disk when nobody runs.
 #[derive(Clone, Default)]
 pub(crate) struct Image {
     pub(crate) names: BTreeMap<String, FileId>,
-    pub(crate) files: BTreeMap<FileId, Vec<u8>>,
+    files: BTreeMap<FileId, Arc<Vec<u8>>>,
 }
 
 impl Image {
     /// The bytes of the file of that name.
     pub(crate) fn file(&mut self, name: &str) -> &mut Vec<u8> {
-        self.files.get_mut(&self.names[name]).expect("a file")
+        let file = self.files.get_mut(&self.names[name]);
+        Arc::make_mut(file.expect("a file"))
     }
 
     fn write(&mut self, file: FileId, offset: u64, bytes: &[u8]) {
-        let (content, start) = (self.files.entry(file).or_default(), offset as usize);
+        let content = Arc::make_mut(self.files.entry(file).or_default());
+        let start = offset as usize;
         if content.len() < start + bytes.len() {
             content.resize(start + bytes.len(), 0);
         }
@@ -105,6 +113,10 @@ struct Inner {
     locks: BTreeSet<String>,
     faults: Faults,
     syncs: u64,
+    /// Reads that still work, if not all do.
+    reads_left: Option<u32>,
+    /// Called once, in the middle of the next sync.
+    in_next_sync: Option<Hook>,
 }
 
 /// See the module.
@@ -141,6 +153,16 @@ impl Recorder {
         self.inner().faults = faults;
     }
 
+    /// Reads fail from now on, but for that many.
+    pub(crate) fn fail_reads_after(&self, reads: u32) {
+        self.inner().reads_left = Some(reads);
+    }
+
+    /// Does this in the middle of the next sync.
+    pub(crate) fn in_next_sync(&self, hook: impl FnMut() + Send + 'static) {
+        self.inner().in_next_sync = Some(Box::new(hook));
+    }
+
     /// What is there after the process died at that moment: everything that it did.
     pub(crate) fn killed(&self, moment: usize) -> Image {
         let inner = self.inner();
@@ -168,16 +190,26 @@ impl Recorder {
     /// What is there after the machine lost power at that moment: what was synced, and of the
     /// rest any part.
     pub(crate) fn power_cut(&self, moment: usize, rng: &mut Rng) -> Image {
+        self.cut(moment, How::any, rng)
+    }
+
+    /// The same now, and nothing is kept that was not synced.
+    pub(crate) fn power_cut_at_its_worst(&self) -> Image {
+        self.cut(self.moment(), |_| How::NOTHING, &mut Rng::new(0))
+    }
+
+    fn cut(&self, moment: usize, how: fn(&mut Rng) -> How, rng: &mut Rng) -> Image {
         let inner = self.inner();
         let mut cut = Cut {
             image: inner.base.clone(),
             writes: Vec::new(),
             names: Vec::new(),
+            how,
         };
         for op in &inner.ops[..moment] {
             cut.follow(op, rng);
         }
-        let how = How::any(rng);
+        let how = how(rng);
         for op in std::mem::take(&mut cut.writes) {
             cut.keep_some(&op, how, rng);
         }
@@ -206,26 +238,46 @@ impl Recorder {
             return Ok(());
         }
         *left -= 1;
-        Err(io::Error::from_raw_os_error(5))
+        let errno = inner.faults.errno;
+        Err(io::Error::from_raw_os_error(if errno == 0 {
+            5
+        } else {
+            errno
+        }))
     }
 }
 
 /// How much of what was not synced is kept, of 4.
 #[derive(Clone, Copy)]
-struct How(u64);
+struct How {
+    kept: u64,
+    /// A sector that is not kept may be spoilt: the power went while it was written.
+    spoils: bool,
+}
 
 impl How {
+    const EVERYTHING: How = How {
+        kept: 4,
+        spoils: false,
+    };
+    const NOTHING: How = How {
+        kept: 0,
+        spoils: false,
+    };
+
     fn any(rng: &mut Rng) -> Self {
-        Self(rng.next() % 5)
+        Self {
+            kept: rng.next() % 5,
+            spoils: true,
+        }
     }
 
     fn keeps(self, rng: &mut Rng) -> bool {
-        rng.next() % 4 < self.0
+        rng.next() % 4 < self.kept
     }
 
-    /// The power went while the sector was written: neither the old bytes nor the new ones.
     fn spoils(self, rng: &mut Rng) -> bool {
-        self.0 < 4 && rng.next().is_multiple_of(16)
+        self.spoils && rng.next().is_multiple_of(16)
     }
 }
 
@@ -234,6 +286,7 @@ struct Cut {
     image: Image,
     writes: Vec<Op>,
     names: Vec<Op>,
+    how: fn(&mut Rng) -> How,
 }
 
 impl Cut {
@@ -242,11 +295,11 @@ impl Cut {
             Op::Write { .. } => self.writes.push(op.clone()),
             Op::Sync { file } => {
                 for op in self.take_writes(*file) {
-                    self.keep_some(&op, How(4), rng);
+                    self.keep_some(&op, How::EVERYTHING, rng);
                 }
             }
             Op::FailedSync { file } => {
-                let how = How::any(rng);
+                let how = (self.how)(rng);
                 for op in self.take_writes(*file) {
                     self.keep_some(&op, how, rng);
                 }
@@ -366,7 +419,12 @@ struct Recorded(Recorder, FileId);
 
 impl DiskFile for Recorded {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let inner = self.0.inner();
+        let mut inner = self.0.inner();
+        match &mut inner.reads_left {
+            Some(0) => return Err(io::Error::from_raw_os_error(5)),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         let content = &inner.now.files[&self.1];
         let range = offset as usize..offset as usize + buffer.len();
         let bytes = content.get(range).ok_or(ErrorKind::UnexpectedEof)?;
@@ -400,11 +458,21 @@ impl DiskFile for Recorded {
     fn sync_data(&self) -> io::Result<()> {
         self.0.inner().syncs += 1;
         let file = self.1;
+        let hook = self.0.inner().in_next_sync.take();
+        // What comes while it runs is not covered.
+        let moment = self.0.moment();
+        if let Some(mut hook) = hook {
+            hook();
+        }
+        if self.0.fails(|faults| &mut faults.lies).is_err() {
+            return Ok(());
+        }
         let failed = self.0.fails(|faults| &mut faults.syncs);
-        self.0.keep(match failed {
+        let op = match failed {
             Ok(()) => Op::Sync { file },
             Err(_) => Op::FailedSync { file },
-        });
+        };
+        self.0.inner().ops.insert(moment, op);
         failed
     }
 

@@ -122,7 +122,13 @@ impl World {
                 self.ship(rng);
             }
             // A fault, or more than this ring can ever take.
-            Err(_) => self.refused.push((self.event(began, expected), changes)),
+            Err(_) => {
+                let mut event = self.event(began, expected);
+                if self.journal().failure().is_some() {
+                    event.ended = usize::MAX;
+                }
+                self.refused.push((event, changes));
+            }
         }
     }
 
@@ -157,6 +163,10 @@ impl World {
         let began = self.disk.moment();
         let failed = self.journal().failure().is_some();
         if failed && self.journal().retry().is_ok() {
+            // A disk that failed may have kept a record that was refused; the new file has none.
+            for (event, _) in &mut self.refused {
+                event.ended = event.ended.min(self.disk.moment());
+            }
             self.synced
                 .push(self.event(began, self.journal().last_seq()));
         }
@@ -294,5 +304,6 @@ fn any_faults(rng: &mut Rng) -> Faults {
         writes: some(6),
         creates: some(6),
         name_syncs: some(8),
+        ..Faults::default()
     }
 }
