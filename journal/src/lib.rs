@@ -6,6 +6,9 @@
 //! index                               what is read before the store has it           pure
 //! disk -> segment -> journal          a directory; a file; the files of a volume
 //! ```
+//!
+//! [`Journal`] is the page to begin with; `docs/journal-format.md` has the bytes, and decision 0007
+//! the reasons.
 
 pub mod change;
 pub mod data;
