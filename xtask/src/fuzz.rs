@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::{cargo, failed, root, run, Outcome};
 
-const TARGETS: [&str; 2] = ["wire", "session"];
+const TARGETS: [&str; 3] = ["wire", "journal", "session"];
 /// Named, so that the flags below reach the targets and not what is run while building.
 const MACHINE: &str = env!("XTASK_HOST");
 const FLAGS: [&str; 6] = [
@@ -32,7 +32,7 @@ pub(crate) fn fuzz(words: &[OsString]) -> Outcome {
             }
             name => match TARGETS.iter().find(|target| **target == name) {
                 Some(target) => chosen.push(*target),
-                None => return Err(format!("no target {name}: {} are", TARGETS.join(" and "))),
+                None => return Err(format!("no target {name}: {} are", TARGETS.join(", "))),
             },
         }
     }

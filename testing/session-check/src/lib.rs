@@ -8,12 +8,14 @@
 //!          means      sends
 //! ```
 //!
-//! [`decoders`] is the other half: each decoder by itself, on any bytes. [`seeds`] makes what the
-//! fuzzer starts from. A finding is replayed by [`session`] or [`decoders::run`] on its bytes.
+//! [`decoders`] is the other half: each decoder by itself, on any bytes; [`journal`] has those of
+//! the journal. [`seeds`] makes what the fuzzer starts from. A finding is replayed by [`session`],
+//! [`decoders::run`] or [`journal::run`] on its bytes.
 
 pub mod check;
 pub mod decoders;
 pub mod elf;
+pub mod journal;
 pub mod play;
 pub mod program;
 pub mod script;

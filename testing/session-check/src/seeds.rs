@@ -1,15 +1,27 @@
 //! What the fuzzer starts from, for each target: a few inputs that reach far. They lie in
 //! `fuzz/seeds`; `cargo run -p session-check --example write-seeds` writes them there again.
 
+use nbd_rs_journal::change::{Change, What};
+use nbd_rs_journal::data::Data;
+use nbd_rs_journal::format::record::{Contents, Header, RecordKind, Stamp};
+use nbd_rs_journal::format::superblock::{Mark, Superblock, MIN_RING_BYTES};
+use nbd_rs_journal::format::BLOCK_BYTES;
+use nbd_rs_journal::uuid::Uuid;
+
 use crate::decoders::{Decoder, DECODERS};
+use crate::journal::{Input, BLOCK_START_BYTES};
 use crate::program::{Opening, OptionStep, Program, RequestStep, Step};
 
 /// A target of the fuzzer with its seeds, by name.
 pub type Seeds = (&'static str, Vec<(String, Vec<u8>)>);
 
 /// All seeds.
-pub fn all() -> [Seeds; 2] {
-    [("session", sessions()), ("wire", decoders())]
+pub fn all() -> [Seeds; 3] {
+    [
+        ("session", sessions()),
+        ("wire", decoders()),
+        ("journal", journal()),
+    ]
 }
 
 const READ: u8 = 0;
@@ -189,4 +201,75 @@ fn decoders() -> Vec<(String, Vec<u8>)> {
     // x86_64; on other machines it stops at the second look.
     add("library", Decoder::Library, &crate::elf::library(62));
     seeds
+}
+
+/// Records of a journal with one write each, and a trim.
+fn record(seq: u64, data: &'static [u8]) -> (Header, Vec<u8>) {
+    let trim = Change {
+        offset: 1 << 20,
+        len: 1 << 30,
+        what: What::Trim,
+    };
+    let changes = [Change::write(4096 * seq, Data::new(data)), trim];
+    let header = Header {
+        kind: RecordKind::WRITE,
+        stamp: Stamp {
+            volume: Uuid([1; 16]),
+            writer: Uuid([2; 16]),
+            epoch: 1,
+            seq,
+            durable_seq: seq - 1,
+            previous: [0; 16],
+        },
+        contents: Contents::of(&changes).unwrap_or_default(),
+    };
+    (header, data.to_vec())
+}
+
+fn journal() -> Vec<(String, Vec<u8>)> {
+    let superblock = Superblock {
+        counter: 1,
+        volume: Uuid([1; 16]),
+        journal: Uuid([2; 16]),
+        generation: 1,
+        first_seq: 1,
+        epoch: 1,
+        epoch_seq: 1,
+        // Two blocks before the end: the second record begins anew.
+        head: MIN_RING_BYTES - 2 * BLOCK_BYTES as u64,
+        ring_bytes: MIN_RING_BYTES,
+        open: true,
+        ..Superblock::default()
+    };
+    let mark = Mark {
+        journal: Uuid([2; 16]),
+        durable_seq: 3,
+    };
+    let mut ring = vec![vec![0; BLOCK_START_BYTES]; 8];
+    for (seq, block) in [(1, 6), (2, 0), (3, 2)] {
+        let (header, mut data) = record(seq, b"some data");
+        ring[block] = header.encode();
+        ring[block].truncate(BLOCK_START_BYTES);
+        data.resize(BLOCK_START_BYTES, 0);
+        ring[block + 1] = data;
+    }
+    let (mut header, _) = record(9, b"some data");
+    let header_bytes = header.encode();
+    header.kind = RecordKind(RecordKind::OTHERS);
+    let mut other = header.encode();
+    other.truncate(BLOCK_START_BYTES);
+    let seed = |name: &str, input: Input, bytes: &[u8]| {
+        (name.to_owned(), [&[input as u8], bytes].concat())
+    };
+    vec![
+        seed("header", Input::Header, &header_bytes),
+        seed("other-kind", Input::SealedHeader, &other),
+        seed("superblock", Input::Superblock, &superblock.encode()),
+        seed("mark", Input::Mark, &mark.encode()),
+        seed(
+            "ring",
+            Input::Ring,
+            &[superblock.encode(), ring.concat()].concat(),
+        ),
+    ]
 }

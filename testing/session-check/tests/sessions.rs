@@ -33,7 +33,7 @@ fn the_committed_seeds_are_those_that_are_made_here() {
 
 #[test]
 fn sessions_of_the_seeds_are_answered_as_the_specification_says() {
-    let [(_, sessions), _] = seeds::all();
+    let [(_, sessions), ..] = seeds::all();
     for (name, program) in sessions {
         passes(&name, &program);
     }
@@ -41,15 +41,28 @@ fn sessions_of_the_seeds_are_answered_as_the_specification_says() {
 
 #[test]
 fn every_decoder_takes_its_seeds_and_every_cut_of_them() {
-    let [_, (_, inputs)] = seeds::all();
+    let [_, (_, inputs), _] = seeds::all();
     for (_, input) in inputs {
         (0..=input.len()).for_each(|len| session_check::decoders::run(&input[..len]));
     }
 }
 
 #[test]
+fn the_journal_s_decoders_take_their_seeds_and_every_cut_and_changed_bit_of_them() {
+    let [.., (_, inputs)] = seeds::all();
+    for (_, input) in inputs {
+        (0..=input.len()).for_each(|len| session_check::journal::run(&input[..len]));
+        for bit in 8..input.len() * 8 {
+            let mut changed = input.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            session_check::journal::run(&changed);
+        }
+    }
+}
+
+#[test]
 fn a_small_library_is_taken_for_whole_and_no_cut_of_it_is() {
-    let [_, (_, inputs)] = seeds::all();
+    let [_, (_, inputs), _] = seeds::all();
     let (_, input) = inputs.iter().find(|(name, _)| name == "library").unwrap();
     let library = &input[1..];
     if cfg!(target_arch = "x86_64") {
@@ -67,7 +80,7 @@ fn a_small_library_is_taken_for_whole_and_no_cut_of_it_is() {
 #[test]
 fn sessions_of_changed_seeds_are_answered_as_the_specification_says() {
     let mut rng = Rng::for_test("sessions_of_changed_seeds");
-    let [(_, sessions), _] = seeds::all();
+    let [(_, sessions), ..] = seeds::all();
     for round in 0..300 {
         let (name, mut program) = sessions[round % sessions.len()].clone();
         for _ in 0..=rng.next() % 4 {
