@@ -2,6 +2,7 @@
 //! `cache:retry:s3:...`. Pure: what plugins know comes in through a look-up.
 
 use std::fmt;
+use std::path::Path;
 
 use nbd_rs_plugin::options::{self, decode};
 use nbd_rs_plugin::{Description, Error, Kind, OptionSpec, OptionValue, Result, Role};
@@ -241,6 +242,21 @@ impl Location {
             found.extend(decode(typed));
         }
         found
+    }
+
+    /// The store with its options, secrets masked: what tells one store from another. A relative
+    /// path is another one in another working directory.
+    pub fn store_name(&self, working_dir: &Path) -> String {
+        let mut text = format!("{}:", self.store.scheme);
+        if self.store.scheme == "file" && !self.target.starts_with('/') {
+            text += &format!("{}/", working_dir.display());
+        }
+        text += &mask_target(&self.target);
+        for (at, given) in self.store.options.iter().enumerate() {
+            text.push(if at == 0 { '?' } else { '&' });
+            text += &format!("{given:?}");
+        }
+        text
     }
 
     fn mask(&self) -> String {
@@ -503,6 +519,19 @@ mod tests {
             let error = parse(text).unwrap_err().message.to_lowercase();
             assert!(error.contains(&words.to_lowercase()), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_store_is_told_from_another_without_links_and_secrets() {
+        let name_in = |dir: &str, text| parse(text).unwrap().store_name(Path::new(dir));
+        let name = |text| name_in("/here", text);
+        let plain = name("s3://key:CANARY@host:9000/b?region=a&token=CANARY");
+        assert_eq!(plain, "s3://key:***@host:9000/b?region=a&token=***");
+        let linked = "cache+s3://key:CANARY@host:9000/b?cache.size=1GiB&region=a&token=CANARY";
+        assert_eq!(name(linked), plain);
+        assert_eq!(name("file:/a/b/"), name_in("/other", "file:/a/b/"));
+        assert_eq!(name("file:b/"), "file:/here/b/");
+        assert_eq!(name_in("/other", "file:b/"), "file:/other/b/");
     }
 
     #[test]

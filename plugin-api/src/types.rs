@@ -512,8 +512,8 @@ pub struct OptionValue {
 pub struct OpenRequest {
     /// The scheme that was typed, one of the plugin's own.
     pub scheme: RString,
-    /// For a store: what stands behind the scheme, up to the query, still percent-encoded (decode
-    /// it once, with [`options::decode`](crate::options::decode)). Empty for a link.
+    /// For a store: what stands behind the scheme, up to the query, still percent-encoded (see
+    /// [`decode`](crate::options::decode)). For a link: its store's name, to tell stores apart.
     pub target: RString,
     /// The options given, defaults not filled in.
     pub options: RVec<OptionValue>,

@@ -32,8 +32,10 @@ impl Chain {
         let target = location.target.as_str();
         let store = open_hop(registry, &location.store, target, flags, RNone);
         let mut backend = store.await?;
+        let working_dir = std::env::current_dir().unwrap_or_default();
+        let store_name = location.store_name(&working_dir);
         for link in location.links.iter().rev() {
-            backend = open_hop(registry, link, "", flags, RSome(backend)).await?;
+            backend = open_hop(registry, link, &store_name, flags, RSome(backend)).await?;
         }
         Ok(backend.into())
     }
