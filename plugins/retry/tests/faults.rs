@@ -380,7 +380,7 @@ async fn c22_capabilities_are_those_behind_less_what_is_not_known() {
     );
     let write = object.write(0, body(*b"x"), WriteFlags(1 << 9)).await;
     assert_eq!(kind(write), Kind::Unsupported);
-    assert_eq!(fake.opened("o").unwrap(), vec![0; 16]);
+    assert_eq!(fake.contents("o").unwrap(), vec![0; 16]);
 }
 
 #[tokio::test(start_paused = true)]

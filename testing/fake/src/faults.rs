@@ -37,6 +37,7 @@ impl Fault {
 pub struct Faults {
     scripts: Mutex<HashMap<&'static str, VecDeque<Fault>>>,
     random: Mutex<Option<(Rng, u64)>>,
+    spared: Mutex<Vec<&'static str>>,
 }
 
 impl Faults {
@@ -52,6 +53,12 @@ impl Faults {
         *self.random.lock().unwrap_or_else(PoisonError::into_inner) = Some((rng, percent));
     }
 
+    /// Calls of `operation` never fail at random.
+    pub fn never(&self, operation: &'static str) {
+        let mut spared = self.spared.lock().unwrap_or_else(PoisonError::into_inner);
+        spared.push(operation);
+    }
+
     /// All is well from now on.
     pub fn heal(&self) {
         *self.random.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -65,6 +72,10 @@ impl Faults {
         let mut scripts = self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fault) = scripts.get_mut(operation).and_then(VecDeque::pop_front) {
             return fault;
+        }
+        let spared = self.spared.lock().unwrap_or_else(PoisonError::into_inner);
+        if spared.contains(&operation) {
+            return Fault::None;
         }
         let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((rng, percent)) = random.as_mut() else {

@@ -1,47 +1,63 @@
 //! An opened object of the fake store.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nbd_rs_plugin::{
-    Body, Bytes, Capabilities, Data, Extent, ExtentFlags, Object, Range, ReadFlags, Result,
-    WriteFlags, ZeroFlags,
+    Body, Bytes, Capabilities, CapabilityFlags, Data, Error, Extent, ExtentFlags, Object, Range,
+    ReadFlags, Result, WriteFlags, ZeroFlags,
 };
 
-use crate::store::lock;
 use crate::{Fake, Fault, STORE};
 
 /// See [`Fake`].
 #[derive(Debug)]
 pub struct FakeObject {
     store: Fake,
-    bytes: Arc<Mutex<Vec<u8>>>,
+    key: String,
+    writable: bool,
+    locked: AtomicBool,
     at_once: bool,
 }
 
 impl FakeObject {
-    pub(crate) fn new(store: Fake, bytes: Arc<Mutex<Vec<u8>>>, at_once: bool) -> Self {
+    pub(crate) fn new(store: Fake, key: &str, writable: bool, locked: bool, at_once: bool) -> Self {
         Self {
             store,
-            bytes,
+            key: key.to_owned(),
+            writable,
+            locked: AtomicBool::new(locked),
             at_once,
         }
     }
 
+    fn unlock(&self) {
+        if self.locked.swap(false, Ordering::Relaxed) {
+            self.store.unlock(&self.key);
+        }
+    }
+
+    fn edit(&self, edit: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        match self.writable {
+            true => self.store.edit(&self.key, edit),
+            false => Err(Error::read_only("a change")),
+        }
+    }
+
     fn read_now(&self, offset: u64, len: u64) -> Result<Data> {
-        let bytes = lock(&self.bytes);
+        let bytes = self.store.bytes(&self.key)?;
         let range = Range::new(offset, len).within(bytes.len() as u64)?;
-        Ok(Bytes::from(bytes[range].to_vec()).into())
+        Ok(bytes.slice(range).into())
     }
 
     fn write_now(&self, offset: u64, body: &Body) -> Result<()> {
-        let mut bytes = lock(&self.bytes);
-        let range = Range::new(offset, body.len()).within(bytes.len() as u64)?;
-        let mut at = range.start;
-        for piece in body.pieces() {
-            bytes[at..at + piece.len()].copy_from_slice(piece);
-            at += piece.len();
-        }
-        Ok(())
+        let size = self.store.bytes(&self.key)?.len() as u64;
+        let range = Range::new(offset, body.len()).within(size)?;
+        let new: Vec<u8> = body
+            .pieces()
+            .iter()
+            .flat_map(|piece| piece.to_vec())
+            .collect();
+        self.edit(|bytes| bytes[range].copy_from_slice(&new))
     }
 
     fn now(&self, operation: &str) -> Option<Result<Fault>> {
@@ -55,11 +71,14 @@ impl FakeObject {
 
 impl Object for FakeObject {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(STORE)
+        self.store.offered(match self.writable {
+            true => STORE,
+            false => STORE.without(CapabilityFlags::WRITABLE),
+        })
     }
 
     async fn size(&self) -> Result<u64> {
-        Ok(lock(&self.bytes).len() as u64)
+        Ok(self.store.bytes(&self.key)?.len() as u64)
     }
 
     fn try_read(&self, offset: u64, len: u64, _: ReadFlags) -> Option<Result<Data>> {
@@ -117,8 +136,8 @@ impl Object for FakeObject {
     async fn resize(&self, size: u64) -> Result<()> {
         self.store.call(format!("resize {size}"));
         let fault = self.store.before("resize").await?;
-        lock(&self.bytes).resize(size as usize, 0);
-        self.store.after(fault, Ok(())).await
+        let resized = self.edit(|bytes| bytes.resize(size as usize, 0));
+        self.store.after(fault, resized).await
     }
 
     async fn sync(&self) -> Result<()> {
@@ -129,6 +148,13 @@ impl Object for FakeObject {
 
     async fn close(&self) -> Result<()> {
         self.store.call("close object".to_owned());
+        self.unlock();
         Ok(())
+    }
+}
+
+impl Drop for FakeObject {
+    fn drop(&mut self) {
+        self.unlock();
     }
 }

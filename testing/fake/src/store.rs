@@ -1,6 +1,6 @@
 //! Objects in memory with ETags, and a list of the calls that came.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,13 +49,14 @@ pub struct Fake(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     objects: Mutex<BTreeMap<String, Vec<Version>>>,
-    opened: Mutex<BTreeMap<String, Arc<Mutex<Vec<u8>>>>>,
+    locked: Mutex<BTreeSet<String>>,
     calls: Mutex<Vec<String>>,
     faults: Faults,
     versions: AtomicU64,
     at_once: AtomicBool,
     no_etags: AtomicBool,
     extra_capabilities: AtomicU64,
+    missing_capabilities: AtomicU64,
 }
 
 impl std::fmt::Debug for Fake {
@@ -117,6 +118,26 @@ impl Fake {
         self.0.extra_capabilities.store(flags.0, Ordering::Relaxed);
     }
 
+    /// From now on these are neither offered nor there.
+    pub fn lacks(&self, flags: CapabilityFlags) {
+        self.0
+            .missing_capabilities
+            .store(flags.0, Ordering::Relaxed);
+    }
+
+    /// What the store or an object of it offers, of `flags`.
+    pub(crate) fn offered(&self, flags: CapabilityFlags) -> Capabilities {
+        let missing = self.0.missing_capabilities.load(Ordering::Relaxed);
+        Capabilities::new(flags.without(CapabilityFlags(missing)))
+    }
+
+    fn needs(&self, flag: CapabilityFlags, what: &str) -> Result<()> {
+        match self.offered(flag).has(flag) {
+            true => Ok(()),
+            false => Err(Error::unsupported(what)),
+        }
+    }
+
     /// The calls so far, as `operation key ...`; the list is emptied.
     pub fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.0.calls))
@@ -135,12 +156,6 @@ impl Fake {
     /// The bytes of an object now.
     pub fn contents(&self, key: &str) -> Option<Vec<u8>> {
         self.current(key).map(|version| version.bytes.to_vec())
-    }
-
-    /// The bytes of an opened object now.
-    pub fn opened(&self, key: &str) -> Option<Vec<u8>> {
-        let opened = lock(&self.0.opened).get(key).cloned();
-        opened.map(|bytes| lock(&bytes).clone())
     }
 
     pub(crate) fn call(&self, call: String) {
@@ -163,7 +178,50 @@ impl Fake {
             bytes,
             etag: etag.clone(),
         });
+        // The current one, and the one before it for faults.
+        let old = versions.len().saturating_sub(2);
+        versions.drain(..old);
         etag
+    }
+
+    /// Looks at the bytes of an object.
+    pub(crate) fn bytes(&self, key: &str) -> Result<Bytes> {
+        let current = self.current(key);
+        let bytes = current.map(|version| version.bytes);
+        bytes.ok_or_else(|| Error::new(Kind::NotFound, key))
+    }
+
+    /// Changes the bytes of an object in place.
+    pub(crate) fn edit(&self, key: &str, edit: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let mut bytes = self.bytes(key)?.to_vec();
+        edit(&mut bytes);
+        self.store(key, bytes.into());
+        Ok(())
+    }
+
+    pub(crate) fn unlock(&self, key: &str) {
+        lock(&self.0.locked).remove(key);
+    }
+
+    /// Whether the object is kept from others from now on.
+    fn open_now(&self, key: &str, mode: ObjectMode) -> Result<bool> {
+        self.needs(CapabilityFlags::IN_PLACE, "in place")?;
+        let flags = mode.flags;
+        let exists = self.current(key).is_some();
+        if exists && flags.has(ObjectFlags::CREATE_NEW) {
+            return Err(Error::new(Kind::Exists, key));
+        }
+        if !exists && !flags.has(ObjectFlags::CREATE) {
+            return Err(Error::new(Kind::NotFound, key));
+        }
+        let locks = flags.has(ObjectFlags::LOCK);
+        if locks && !lock(&self.0.locked).insert(key.to_owned()) {
+            return Err(Error::new(Kind::Busy, key));
+        }
+        if !exists || flags.has(ObjectFlags::TRUNCATE) {
+            self.store(key, vec![0; mode.size as usize].into());
+        }
+        Ok(locks)
     }
 
     /// Waits and fails as the script says; whether the fault comes after the deed.
@@ -210,6 +268,11 @@ impl Fake {
     }
 
     fn put_now(&self, key: &str, body: &Body, condition: &Condition) -> Result<Put> {
+        match condition {
+            Condition::IfAbsent => self.needs(CapabilityFlags::IF_ABSENT, "IfAbsent")?,
+            Condition::IfMatch(_) => self.needs(CapabilityFlags::IF_MATCH, "IfMatch")?,
+            _ => {}
+        }
         let current = self.current(key).map(|version| version.etag);
         match (condition, current) {
             (Condition::IfAbsent, Some(_)) => return Err(Error::new(Kind::Exists, key)),
@@ -239,7 +302,7 @@ impl Backend for Fake {
 
     fn capabilities(&self) -> Capabilities {
         let extra = self.0.extra_capabilities.load(Ordering::Relaxed);
-        Capabilities::new(STORE | CapabilityFlags(extra))
+        self.offered(STORE | CapabilityFlags(extra))
     }
 
     fn try_get(&self, key: &str, range: Range, flags: GetFlags) -> Option<Result<Got>> {
@@ -325,23 +388,12 @@ impl Backend for Fake {
     async fn open_object(&self, key: &str, mode: ObjectMode) -> Result<FakeObject> {
         self.call(format!("open {key}"));
         let fault = self.before("open").await?;
-        let bytes = {
-            let mut opened = lock(&self.0.opened);
-            let made = Arc::new(Mutex::new(vec![0; mode.size as usize]));
-            match opened.get(key) {
-                Some(_) if mode.flags.has(ObjectFlags::CREATE_NEW) => {
-                    Err(Error::new(Kind::Exists, key))
-                }
-                Some(bytes) => Ok(bytes.clone()),
-                None if mode.flags.has(ObjectFlags::CREATE) => {
-                    Ok(opened.entry(key.to_owned()).or_insert(made).clone())
-                }
-                None => Err(Error::new(Kind::NotFound, key)),
-            }
-        };
-        let at_once = self.0.at_once.load(Ordering::Relaxed);
-        let object = bytes.map(|bytes| FakeObject::new(self.clone(), bytes, at_once));
-        self.after(fault, object).await
+        let opened = self.open_now(key, mode).map(|locks| {
+            let writable = mode.flags.has(ObjectFlags::WRITE);
+            let at_once = self.0.at_once.load(Ordering::Relaxed);
+            FakeObject::new(self.clone(), key, writable, locks, at_once)
+        });
+        self.after(fault, opened).await
     }
 
     async fn close(&self) -> Result<()> {
