@@ -8,6 +8,7 @@ use nbd_rs_plugin::{
 };
 
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::index::Version;
 use crate::object::CachedObject;
 use crate::shared::Shared;
@@ -25,17 +26,47 @@ impl Cache {
         let config = Config::new(&request.options)?;
         let inner = request.inner.into_option();
         let inner = inner.ok_or_else(|| Error::new(Kind::Invalid, "cache is a link"))?;
-        Ok(Self::new(host, config, inner.into()))
+        Self::new(host, config, inner.into(), &request.target).await
     }
 
-    /// A link before `inner`.
-    pub fn new(host: Host, config: Config, inner: Next) -> Self {
-        Self(Shared::new(host, config, inner))
+    /// A link before `inner`. `store` tells its objects from those of other stores, on disk.
+    ///
+    /// # Errors
+    /// What is wrong with the directory.
+    pub async fn new(host: Host, config: Config, inner: Next, store: &str) -> Result<Self> {
+        let disk = match &config.dir {
+            None => None,
+            Some(_) if store.is_empty() => {
+                let text = "dir needs a host that tells links which store is behind them";
+                return Err(Error::new(Kind::Unsupported, text));
+            }
+            Some(dir) => {
+                let (limit, waiting, block) = (config.disk_size, config.waiting(), config.block);
+                or_without(Disk::open(host, dir, limit, waiting, store, block).await)?
+            }
+        };
+        Ok(Self(Shared::new(host, config, inner, disk)))
+    }
+
+    /// The tier on disk, if there is one.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.0.disk.as_deref()
     }
 
     /// Bytes of copies and bookkeeping in memory.
     pub fn used_bytes(&self) -> u64 {
         self.0.memory.used_bytes() + self.0.index.used_bytes()
+    }
+}
+
+/// A disk that fails costs the copies on it, not the volume. What the user can put right is told.
+fn or_without<T>(opened: Result<T>) -> Result<Option<T>> {
+    match opened {
+        Err(error) if matches!(error.kind, Kind::NoSpace | Kind::Io) => {
+            tracing::warn!("the cache's directory is not used: {error}");
+            Ok(None)
+        }
+        opened => opened.map(Some),
     }
 }
 
@@ -154,6 +185,26 @@ impl Backend for Cache {
 
     async fn close(&self) -> Result<()> {
         self.0.log_summary();
+        if let Some(disk) = &self.0.disk {
+            disk.close().await;
+        }
         self.0.inner.close().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_at_start_is_a_cache_without_one() {
+        for kind in [Kind::NoSpace, Kind::Io] {
+            let opened = or_without(Err::<(), _>(Error::new(kind, "no")));
+            assert!(opened.unwrap().is_none());
+        }
+        for kind in [Kind::Busy, Kind::Denied] {
+            assert!(or_without(Err::<(), _>(Error::new(kind, "no"))).is_err());
+        }
+        assert_eq!(or_without(Ok(1)).unwrap(), Some(1));
     }
 }

@@ -1,5 +1,7 @@
 //! The options, understood. Pure.
 
+use std::path::PathBuf;
+
 use nbd_rs_plugin::options::Options;
 use nbd_rs_plugin::{Error, Kind, OptionKind, OptionSpec, OptionValue, Result};
 
@@ -16,6 +18,10 @@ pub struct Config {
     pub whole: u64,
     /// Whether to keep a copy of what is put.
     pub put: bool,
+    /// Where copies survive a restart.
+    pub dir: Option<PathBuf>,
+    /// Room in that directory, in bytes.
+    pub disk_size: u64,
 }
 
 /// What may be said in a location.
@@ -52,6 +58,17 @@ pub fn options() -> Vec<OptionSpec> {
             "true",
             "keep a copy of what is written as a whole object",
         ),
+        OptionSpec::new(
+            "dir",
+            OptionKind::PATH,
+            "a directory of this cache's own, for copies that survive a restart",
+        ),
+        option(
+            "disk_size",
+            OptionKind::SIZE,
+            "16GiB",
+            "room in that directory",
+        ),
     ]
 }
 
@@ -68,6 +85,8 @@ impl Config {
             readahead: options.size("readahead", 1 << 20)?,
             whole: options.size("whole", 8 << 20)?,
             put: options.boolean("put", true)?,
+            dir: options.text("dir").map(PathBuf::from),
+            disk_size: options.size("disk_size", 16 << 30)?,
         };
         config.check()?;
         Ok(config)
@@ -83,7 +102,15 @@ impl Config {
                 (self.block * 64) >> 10
             )));
         }
+        if self.dir.is_some() && self.disk_size < (16 << 20).max(self.block * 16) {
+            return Err(invalid("disk_size must be at least 16MiB, and 16 blocks"));
+        }
         Ok(())
+    }
+
+    /// The most that waits to be written to the directory, in bytes.
+    pub fn waiting(&self) -> u64 {
+        (self.size / 32).min(16 << 20)
     }
 
     /// The most that is kept of one answer, in bytes: one large read must not push out the rest.
@@ -135,6 +162,7 @@ mod tests {
             [("block", "8MiB"), ("size", "1GiB")],
             [("block", "64KiB"), ("size", "1MiB")],
             [("block", "64KiB"), ("size", "2P")],
+            [("dir", "/x"), ("disk_size", "1MiB")],
         ] {
             assert!(parse(&options).is_err(), "{options:?}");
         }

@@ -12,6 +12,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod disk;
 pub mod flight;
 pub mod grid;
 pub mod index;

@@ -138,6 +138,9 @@ impl Shared {
 
     /// Asks for whole blocks if the object is likely to have them, else for just what is wanted.
     async fn first_fetch(&self, key: &str, object: &Arc<Object>, range: Range) -> Result<Fetched> {
+        if self.disk.as_ref().is_some_and(|disk| disk.knows(key)) {
+            return self.look(key, object).await;
+        }
         if let Some(guess) = self.guess(range).filter(|guess| *guess != range) {
             match self.fetch(key, object, guess).await {
                 // A smaller object than the last one. Only the range that was asked for counts.
@@ -146,6 +149,22 @@ impl Shared {
             }
         }
         self.fetch(key, object, range).await
+    }
+
+    /// Asks the store which version is current: copies of it may be on disk.
+    async fn look(&self, key: &str, object: &Arc<Object>) -> Result<Fetched> {
+        let began = self.index.tick();
+        let meta = self.inner.head(key, GetFlags::FRESH).await;
+        let meta = ROption::RSome(self.noticed(key, object, meta)?);
+        let version = self.version_of(&meta);
+        if let Some(version) = &version {
+            self.observe(key, object, version, began);
+        }
+        Ok(Fetched {
+            version,
+            start: 0,
+            pieces: Vec::new(),
+        })
     }
 
     fn guess(&self, range: Range) -> Option<Range> {
@@ -248,7 +267,7 @@ impl Shared {
         drop(flights);
         runs.extend(missing);
         for (run, flight) in runs {
-            self.send(key, object, version.size, run, flight);
+            self.send(key, object, version, run, flight);
         }
         parts
     }
@@ -258,17 +277,72 @@ impl Shared {
         self: &Arc<Self>,
         key: &str,
         object: &Arc<Object>,
-        size: u64,
+        version: &Version,
         run: Span<u64>,
         flight: Arc<Flight>,
     ) {
-        let bytes = self.grid.bytes(&run, size);
+        let version = version.clone();
         let (shared, key, object) = (self.clone(), key.to_owned(), object.clone());
-        let landing = Landing::new(&object, run, flight);
+        let landing = Landing::new(&object, run.clone(), flight);
         self.host.spawn(async move {
-            let range = Range::new(bytes.start, bytes.end - bytes.start);
-            landing.land(shared.fetch(&key, &object, range).await);
+            landing.land(shared.load(&key, &object, version, run).await);
         });
+    }
+
+    /// Brings a run of blocks, from disk as far as they are there.
+    async fn load(
+        &self,
+        key: &str,
+        object: &Arc<Object>,
+        version: Version,
+        run: Span<u64>,
+    ) -> Result<Fetched> {
+        let Some(disk) = self.disk.as_ref().filter(|disk| disk.is_on()) else {
+            return self.fetch_blocks(key, object, &version, &run).await;
+        };
+        let names = disk.names(key, &version);
+        let mut held = disk.read(names, run.clone(), version.size).await;
+        for (block, bytes) in run.clone().zip(&held) {
+            if let Some(bytes) = bytes {
+                self.hold(object, block, bytes.clone());
+            }
+        }
+        let start = self.grid.bytes(&run, version.size).start;
+        let first = held.iter().position(Option::is_none);
+        let last = held.iter().rposition(Option::is_none);
+        let (Some(first), Some(last)) = (first, last) else {
+            return Ok(Fetched {
+                version: Some(version),
+                start,
+                pieces: held.into_iter().flatten().collect(),
+            });
+        };
+        // One request for all that is missing, and for what may lie between.
+        let missing = run.start + first as u64..run.start + last as u64 + 1;
+        let fetched = self.fetch_blocks(key, object, &version, &missing).await?;
+        if fetched.version.as_ref() != Some(&version) {
+            return Ok(fetched);
+        }
+        let behind = held.split_off(last + 1);
+        held.truncate(first);
+        let pieces = held.into_iter().flatten().chain(fetched.pieces);
+        Ok(Fetched {
+            version: Some(version),
+            start,
+            pieces: pieces.chain(behind.into_iter().flatten()).collect(),
+        })
+    }
+
+    async fn fetch_blocks(
+        &self,
+        key: &str,
+        object: &Arc<Object>,
+        version: &Version,
+        run: &Span<u64>,
+    ) -> Result<Fetched> {
+        let bytes = self.grid.bytes(run, version.size);
+        let range = Range::new(bytes.start, bytes.end - bytes.start);
+        self.fetch(key, object, range).await
     }
 
     /// Joins the first fetch of an object, or starts it.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use nbd_rs_plugin::abi_stable::std_types::ROption;
 use nbd_rs_plugin::{
-    Body, Data, Error, GetFlags, Got, Host, Kind, Meta, Next, Piece, Range, Result,
+    Body, Bytes, Data, Error, GetFlags, Got, Host, Kind, Meta, Next, Piece, Range, Result,
 };
 
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::flight::Fetched;
 use crate::grid::{Chunk, Grid};
 use crate::index::{Index, Object, Outcome, Version};
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) grid: Grid,
     pub(crate) index: Index,
     pub(crate) memory: Memory,
+    pub(crate) disk: Option<Arc<Disk>>,
     pub(crate) counters: Counters,
     /// Bytes that are being fetched ahead of readers.
     pub(crate) background: AtomicU64,
@@ -56,13 +58,19 @@ impl Counters {
 }
 
 impl Shared {
-    pub(crate) fn new(host: Host, config: Config, inner: Next) -> Arc<Self> {
+    pub(crate) fn new(
+        host: Host,
+        config: Config,
+        inner: Next,
+        disk: Option<Arc<Disk>>,
+    ) -> Arc<Self> {
         let grid = Grid::new(config.block);
         let for_index = config.size / INDEX_SHARE;
         let ranged = nbd_rs_plugin::CapabilityFlags::RANGED_GET;
         Arc::new(Self {
             host,
             grid,
+            disk,
             index: Index::new(for_index),
             memory: Memory::new(config.size - for_index, grid),
             counters: Counters::default(),
@@ -108,7 +116,7 @@ impl Shared {
         let target = target.filter(|_| data.len() <= self.config.largest_fill());
         let chunks = target.and_then(|target| {
             let chunks = self.grid.cut(start, &data, version.size)?;
-            self.insert(&target, &chunks);
+            self.insert(key, &target, &chunks);
             Some(chunks)
         });
         let pieces = match chunks {
@@ -122,14 +130,22 @@ impl Shared {
         }
     }
 
-    fn insert(&self, object: &Object, chunks: &[Chunk]) {
+    fn insert(&self, key: &str, object: &Object, chunks: &[Chunk]) {
+        let disk = self.disk.as_ref().filter(|disk| disk.is_on());
+        let disk = disk.zip(object.version.get());
+        let disk = disk.map(|(disk, version)| (disk, disk.names(key, version), version.size));
         for chunk in chunks.iter().filter(|chunk| chunk.whole) {
-            let key = BlockKey {
-                object: object.id,
-                block: chunk.block,
-            };
-            self.memory.insert(key, chunk.bytes.clone());
+            self.hold(object, chunk.block, chunk.bytes.clone());
+            if let Some((disk, names, size)) = &disk {
+                disk.offer(names, chunk.block, *size, &chunk.bytes);
+            }
         }
+    }
+
+    /// Keeps a block in memory.
+    pub(crate) fn hold(&self, object: &Object, block: u64, bytes: Bytes) {
+        let object = object.id;
+        self.memory.insert(BlockKey { object, block }, bytes);
     }
 
     /// Notes which version was seen. Where its bytes may be kept.
@@ -214,9 +230,11 @@ impl Shared {
         let (hits, misses) = (count(&self.counters.hits), count(&self.counters.misses));
         let (fetches, ahead) = (count(&self.counters.fetches), count(&self.counters.ahead));
         let passed = count(&self.counters.passed);
+        let disk = self.disk.as_ref();
+        let (from_disk, damaged) = disk.map_or((0, 0), |disk| (count(&disk.hits), disk.damaged()));
         let used = (self.memory.used_bytes() + self.index.used_bytes()) >> 10;
         tracing::info!(
-            "cache: {hits} hits, {misses} misses, {passed} passed through, {fetches} fetches ({ahead} ahead of readers), {used} KiB in use"
+            "cache: {hits} hits, {misses} misses, {passed} passed through, {fetches} fetches ({ahead} ahead of readers), {from_disk} blocks from disk ({damaged} damaged there), {used} KiB in use"
         );
     }
 }
@@ -248,7 +266,7 @@ pub(crate) fn unknown_version(range: Range, data: Data) -> Fetched {
 }
 
 /// Nothing but memory comes by name; anything else is left out, and missed by whoever needs it.
-fn memory_pieces(data: Data) -> Vec<nbd_rs_plugin::Bytes> {
+fn memory_pieces(data: Data) -> Vec<Bytes> {
     let pieces = match data {
         Data::One(piece) => vec![piece],
         Data::Many(pieces) => pieces.into(),
@@ -271,7 +289,7 @@ pub(crate) fn answer(pieces: Vec<Piece>, meta: Option<Meta>) -> Got {
 pub(crate) fn joined(mut pieces: Vec<Piece>) -> Data {
     match pieces.len() {
         1 => Data::One(pieces.remove(0)),
-        0 => nbd_rs_plugin::Bytes::from(Vec::new()).into(),
+        0 => Bytes::from(Vec::new()).into(),
         _ => Data::Many(pieces.into()),
     }
 }
@@ -319,6 +337,6 @@ impl Drop for Changing {
         let pieces = body.pieces().iter().cloned().map(Piece::Bytes);
         let data = Data::Many(pieces.collect());
         let chunks = self.shared.grid.cut(0, &data, size).unwrap_or_default();
-        self.shared.insert(&object, &chunks);
+        self.shared.insert(&self.key, &object, &chunks);
     }
 }

@@ -34,8 +34,8 @@ fn plain() -> Config {
     ])
 }
 
-fn cache(fake: &Fake) -> Cache {
-    Cache::new(host(), plain(), fake.next())
+async fn cache(fake: &Fake) -> Cache {
+    Cache::new(host(), plain(), fake.next(), "").await.unwrap()
 }
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -66,7 +66,7 @@ async fn what_was_read_is_answered_without_a_future() {
     let fake = Fake::new();
     let bytes = noise(1, 20_000);
     fake.replace("k", bytes.clone());
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     assert!(cache.try_get("k", Range::ALL, NONE).is_none());
     assert_eq!(read_all(&cache, "k").await, bytes);
     fake.take_calls();
@@ -96,7 +96,7 @@ async fn what_was_read_is_answered_without_a_future() {
 async fn hits_are_lent_not_copied() {
     let fake = Fake::new();
     fake.replace("k", noise(1, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     read_all(&cache, "k").await;
     let range = Range::new(100, 50);
     let [one, two] = [0, 1].map(|_| cache.try_get("k", range, NONE).unwrap().unwrap());
@@ -112,7 +112,7 @@ async fn only_what_is_missing_is_fetched_in_whole_blocks() {
     let fake = Fake::new();
     let bytes = noise(2, 40_000);
     fake.replace("k", bytes.clone());
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     // The size is not known yet: just what was asked for.
     assert_eq!(read(&cache, "k", 5000, 10).await, bytes[5000..5010]);
     assert_eq!(fake.take_calls(), ["get k 5000+10"]);
@@ -135,7 +135,7 @@ async fn sixty_four_waiters_are_one_fetch() {
     let fake = Fake::new();
     let bytes = noise(3, 65_536);
     fake.replace("k", bytes.clone());
-    let cache = std::sync::Arc::new(cache(&fake));
+    let cache = std::sync::Arc::new(cache(&fake).await);
     for round in 0..2 {
         fake.faults().script("get", [Fault::SlowBefore(50)]);
         let wait = |_| {
@@ -155,7 +155,7 @@ async fn sixty_four_waiters_are_one_fetch() {
 async fn a_waiter_that_leaves_does_not_end_the_fetch() {
     let fake = Fake::new();
     fake.replace("k", noise(4, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     fake.faults().script("get", [Fault::SlowBefore(100)]);
     let impatient = cache.get("k", Range::new(0, 4096), NONE);
     let left = tokio::time::timeout(Duration::from_millis(10), impatient).await;
@@ -169,7 +169,7 @@ async fn a_waiter_that_leaves_does_not_end_the_fetch() {
 async fn a_failed_fetch_is_told_to_all_and_not_remembered() {
     let fake = Fake::new();
     fake.replace("k", noise(4, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     let failure = Fault::Before(Kind::Transient, "503");
     fake.faults().script("get", [failure]);
     let (one, two) = (
@@ -186,7 +186,7 @@ async fn a_failed_fetch_is_told_to_all_and_not_remembered() {
 #[tokio::test(start_paused = true)]
 async fn absence_is_never_remembered() {
     let fake = Fake::new();
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     for _ in 0..2 {
         assert_eq!(
             get(&cache, "k", Range::ALL, NONE).await.unwrap_err().kind,
@@ -218,7 +218,7 @@ async fn fresh_goes_to_the_store_and_refreshes_the_copy() {
     let fake = Fake::new();
     let (old, new) = (noise(5, 12_288), noise(6, 12_288));
     fake.replace("k", old.clone());
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     assert_eq!(read_all(&cache, "k").await, old);
     let etag = fake.replace("k", new.clone());
     // Replaced behind our back: the copy is still the old version, all of it, with its own ETag.
@@ -241,7 +241,7 @@ async fn one_answer_is_of_one_version() {
     let fake = Fake::new();
     let (old, new) = (noise(7, 16_384), noise(8, 16_384));
     fake.replace("k", old);
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     read(&cache, "k", 0, 4096).await;
     fake.replace("k", new.clone());
     // Block 0 is held of the old version, the rest comes of the new one.
@@ -253,7 +253,7 @@ async fn one_answer_is_of_one_version() {
 async fn an_object_that_shrank_is_read_as_it_is() {
     let fake = Fake::new();
     fake.replace("k", noise(9, 16_384));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     read(&cache, "k", 8192, 4096).await;
     fake.replace("k", noise(10, 5000));
     assert_eq!(
@@ -268,7 +268,7 @@ async fn an_object_that_shrank_is_read_as_it_is() {
 async fn what_is_put_is_kept_and_what_was_there_is_not() {
     let fake = Fake::new();
     fake.replace("k", noise(11, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     read_all(&cache, "k").await;
     let new = noise(12, 10_000);
     let put = cache
@@ -292,7 +292,7 @@ async fn a_slow_fetch_that_began_before_a_put_leaves_no_old_bytes() {
     let (old, new) = (noise(13, 8192), noise(14, 8192));
     for known in [false, true] {
         fake.replace("k", old.clone());
-        let cache = cache(&fake);
+        let cache = cache(&fake).await;
         if known {
             cache.head("k", NONE).await.unwrap();
         }
@@ -319,7 +319,7 @@ async fn while_a_name_is_being_written_nothing_of_it_is_kept() {
     let fake = Fake::new();
     let (old, new) = (noise(15, 8192), noise(16, 8192));
     fake.replace("k", old.clone());
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     fake.faults()
         .script("put", [Fault::SlowBefore(50), Fault::SlowAfter(50)]);
     for next in [new.clone(), old.clone()] {
@@ -346,7 +346,7 @@ async fn while_a_name_is_being_written_nothing_of_it_is_kept() {
 #[tokio::test(start_paused = true)]
 async fn two_puts_at_once_leave_no_guess_about_which_came_last() {
     let fake = Fake::new();
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     let (one, two) = (noise(17, 5000), noise(18, 5000));
     // The first is carried out last.
     fake.faults()
@@ -364,7 +364,7 @@ async fn f72_after_an_unknown_outcome_copies_are_not_trusted() {
     let fake = Fake::new();
     let (old, new) = (noise(19, 8192), noise(20, 8192));
     fake.replace("k", old.clone());
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     read_all(&cache, "k").await;
     for fault in [
         Fault::After(Kind::Ambiguous, "lost answer"),
@@ -390,7 +390,7 @@ async fn f72_after_an_unknown_outcome_copies_are_not_trusted() {
 async fn a_refused_put_changes_nothing() {
     let fake = Fake::new();
     fake.replace("k", noise(21, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     let put = cache
         .put("k", body(noise(22, 10)), Condition::IfAbsent)
         .await;
@@ -402,7 +402,7 @@ async fn a_refused_put_changes_nothing() {
 async fn f42_short_and_inconsistent_answers_are_errors_and_not_kept() {
     let fake = Fake::new();
     fake.replace("k", noise(23, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     for range in [Range::ALL, Range::new(0, 8192)] {
         fake.faults().script("get", [Fault::Short]);
         let short = get(&cache, "k", range, NONE).await;
@@ -420,7 +420,7 @@ async fn f44_an_older_version_from_the_store_is_not_mixed_in() {
     let (old, new) = (noise(24, 16_384), noise(25, 16_384));
     fake.replace("k", old.clone());
     fake.replace("k", new.clone());
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     read(&cache, "k", 0, 4096).await;
     fake.faults().script("get", [Fault::OldVersion]);
     let got = get(&cache, "k", Range::new(0, 16_384), META).await.unwrap();
@@ -433,7 +433,7 @@ async fn without_etags_nothing_is_kept() {
     let fake = Fake::new();
     fake.without_etags();
     fake.replace("k", noise(26, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     for seed in 26..30 {
         fake.replace("k", noise(seed, 8192));
         for flags in [NONE, META] {
@@ -451,7 +451,7 @@ async fn a_sequential_reader_is_fetched_ahead_of() {
     let bytes = noise(30, 2 << 20);
     fake.replace("k", bytes.clone());
     let config = config(&[("size", "64MiB"), ("whole", "0")]);
-    let cache = Cache::new(host(), config, fake.next());
+    let cache = Cache::new(host(), config, fake.next(), "").await.unwrap();
     cache.head("k", NONE).await.unwrap();
     fake.take_calls();
     let mut waited = 0;
@@ -470,12 +470,26 @@ async fn a_sequential_reader_is_fetched_ahead_of() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_object_larger_than_whole_is_never_fetched_whole() {
+    let fake = Fake::new();
+    fake.replace("k", noise(38, 1 << 20));
+    let options = [("size", "64MiB"), ("readahead", "0"), ("block", "4KiB")];
+    let config = config(&[&options[..], &[("whole", "512KiB")]].concat());
+    let cache = Cache::new(host(), config, fake.next(), "").await.unwrap();
+    for at in 0..64 {
+        read(&cache, "k", at * 37 % 256 * BLOCK, 100).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(cache.used_bytes() < 65 * (BLOCK + 1024));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_small_object_is_fetched_whole_after_eight_misses() {
     let fake = Fake::new();
     let bytes = noise(31, 1 << 20);
     fake.replace("k", bytes.clone());
     let config = config(&[("size", "64MiB"), ("readahead", "0"), ("block", "4KiB")]);
-    let cache = Cache::new(host(), config, fake.next());
+    let cache = Cache::new(host(), config, fake.next(), "").await.unwrap();
     cache.head("k", NONE).await.unwrap();
     for at in [200u64, 10, 99, 150, 40, 77, 222, 5] {
         read(&cache, "k", at * BLOCK, 100).await;
@@ -491,7 +505,7 @@ async fn an_answer_too_large_to_keep_passes_through() {
     let fake = Fake::new();
     let bytes = noise(32, 2 << 20);
     fake.replace("k", bytes.clone());
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     for _ in 0..2 {
         assert_eq!(read_all(&cache, "k").await, bytes);
     }
@@ -504,7 +518,7 @@ async fn an_answer_too_large_to_keep_passes_through() {
 async fn opened_objects_pass_through_and_their_names_are_not_answered_from_copies() {
     let fake = Fake::new();
     fake.replace("o", noise(33, 8192));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     read_all(&cache, "o").await;
     let mode = ObjectMode::create(ObjectFlags::WRITE | ObjectFlags::CREATE, 16);
     let object = cache.open_object("o", mode).await.unwrap();
@@ -530,7 +544,7 @@ async fn opened_objects_pass_through_and_their_names_are_not_answered_from_copie
 async fn c22_capabilities_are_those_behind_less_what_is_not_known() {
     let fake = Fake::new();
     fake.claim(CapabilityFlags(1 << 40));
-    let cache = cache(&fake);
+    let cache = cache(&fake).await;
     assert_eq!(cache.capabilities(), Capabilities::new(STORE));
     let get = cache.get("k", Range::ALL, GetFlags(1 << 9)).await;
     assert_eq!(get.unwrap_err().kind, Kind::Unsupported);

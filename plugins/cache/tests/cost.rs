@@ -14,7 +14,8 @@ const ROUNDS: u32 = 2000;
 async fn what_a_hit_costs() {
     let fake = Fake::new();
     fake.replace("volume/shards/00000001", vec![7; 4 << 20]);
-    let cache = Cache::new(host(), Config::new(&[]).unwrap(), fake.next());
+    let cache = Cache::new(host(), Config::new(&[]).unwrap(), fake.next(), "");
+    let cache = cache.await.unwrap();
     let cache: Next = export_backend(cache).into();
     let key = "volume/shards/00000001";
     cache.get(key, Range::ALL, GetFlags::NONE).await.unwrap();

@@ -42,7 +42,7 @@ async fn most_in_use(block: &str, size: u64, object: usize) -> f64 {
     let fake = Fake::new();
     let before = IN_USE.load(Ordering::Relaxed);
     let config = config(block, &size.to_string());
-    let cache = Cache::new(host(), config, fake.next());
+    let cache = Cache::new(host(), config, fake.next(), "").await.unwrap();
     let mut most = 0;
     for at in 0..(size * 4 / object as u64) {
         let key = format!("volume/shards/{at:08}");

@@ -39,7 +39,9 @@ fn flags(rng: &mut Rng) -> GetFlags {
 
 async fn one_run(rng: &mut Rng, faults: u64, ahead: &str) {
     let fake = Fake::new();
-    let cache = Cache::new(host(), config(ahead), fake.next());
+    let cache = Cache::new(host(), config(ahead), fake.next(), "")
+        .await
+        .unwrap();
     if faults > 0 {
         fake.faults().random(Rng::new(rng.next()), faults);
     }
@@ -119,7 +121,8 @@ async fn f72_and_so_do_a_thousand_calls_of_which_many_fail() {
 async fn c01_readers_on_threads_see_the_last_acknowledged_put_or_a_newer_one() {
     use std::sync::atomic::{AtomicU64, Ordering};
     let fake = Fake::new();
-    let cache = std::sync::Arc::new(Cache::new(host(), config("64KiB"), fake.next()));
+    let cache = Cache::new(host(), config("64KiB"), fake.next(), "").await;
+    let cache = std::sync::Arc::new(cache.unwrap());
     let content = |version: u64| version.to_le_bytes().repeat(3000);
     cache
         .put("k", body(content(1)), Condition::Always)
