@@ -118,9 +118,16 @@ impl Config {
         self.size / 4
     }
 
-    /// The most that is fetched ahead at one time for all readers, in bytes.
+    /// The most that is fetched ahead at one time for all readers, in bytes. It has to fit into the
+    /// tenth of the room that is for new blocks: what is pushed out before its reader comes is
+    /// fetched twice, and looks like something that is used.
     pub fn background(&self) -> u64 {
-        (self.size / 8).min(32 << 20)
+        (self.size / 16).min(32 << 20)
+    }
+
+    /// The most that is fetched ahead of one reader, in bytes; see [`background`](Self::background).
+    pub fn ahead(&self) -> u64 {
+        self.readahead.min(self.size / 32)
     }
 }
 

@@ -48,7 +48,7 @@ impl Shared {
             }
         };
         let ahead = pattern.as_mut();
-        let ahead = ahead.and_then(|known| known.note(&bytes, self.config.readahead));
+        let ahead = ahead.and_then(|known| known.note(&bytes, self.config.ahead()));
         drop(pattern);
         Counters::add(&self.counters.hits);
         if let Some(ahead) = ahead {
@@ -221,7 +221,7 @@ impl Shared {
                 }
             }
         }
-        let ahead = object.pattern().note(&bytes, self.config.readahead);
+        let ahead = object.pattern().note(&bytes, self.config.ahead());
         if let Some(ahead) = ahead {
             self.read_ahead(key, object, version, ahead);
         }

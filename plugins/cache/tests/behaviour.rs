@@ -470,6 +470,31 @@ async fn a_sequential_reader_is_fetched_ahead_of() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reader_that_passes_by_does_not_push_out_what_is_used() {
+    let fake = Fake::new();
+    let (small, large) = (noise(36, 128 << 10), noise(37, 8 << 20));
+    fake.replace("used", small.clone());
+    fake.replace("scanned", large.clone());
+    let options = [("size", "1MiB"), ("block", "4KiB"), ("whole", "0")];
+    for ahead in ["0", "128KiB"] {
+        let config = config(&[&options[..], &[("readahead", ahead)]].concat());
+        let cache = Cache::new(host(), config, fake.next(), "").await.unwrap();
+        for _ in 0..3 {
+            read_all(&cache, "used").await;
+        }
+        for at in (0..8_u64 << 20).step_by(16 << 10) {
+            let from = at as usize;
+            let part = &large[from..from + (16 << 10)];
+            assert!(read(&cache, "scanned", at, 16 << 10).await == part);
+            assert!(cache.used_bytes() <= 1 << 20);
+        }
+        fake.take_calls();
+        assert!(read_all(&cache, "used").await == small);
+        assert_eq!(fake.take_calls(), [""; 0], "ahead {ahead}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_larger_than_whole_is_never_fetched_whole() {
     let fake = Fake::new();
     fake.replace("k", noise(38, 1 << 20));
