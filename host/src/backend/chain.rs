@@ -12,6 +12,25 @@ use super::{Answer, Object};
 use crate::location::{Hop, Location};
 use crate::plugin::{call, Registry};
 
+/// Links that work and serve badly when the first stands outside of the second, and why.
+const ODD_ORDERS: [(&str, &str, &str); 1] = [(
+    "retry",
+    "cache",
+    "what the cache fetches ahead is not asked for again when it fails, the readers that shared a \
+     failed fetch each ask again, and an object is without copies after a write whose outcome was \
+     unknown at first; write cache+retry",
+)];
+
+/// What is odd about the order of links, outermost first.
+fn odd_orders<'l>(links: &[&'l str]) -> impl Iterator<Item = String> + use<'l> {
+    let at = |name: &str| links.iter().position(|link| *link == name);
+    let found = ODD_ORDERS.map(|(outer, inner, why)| {
+        let is_odd = at(outer)? < at(inner)?;
+        is_odd.then(|| format!("the link {outer} stands outside of {inner}: {why}"))
+    });
+    found.into_iter().flatten()
+}
+
 /// The outer end of an opened chain: all that a layout may ask.
 #[derive(Clone, Debug)]
 pub struct Chain(Next);
@@ -32,6 +51,10 @@ impl Chain {
         let target = location.target.as_str();
         let store = open_hop(registry, &location.store, target, flags, RNone);
         let mut backend = store.await?;
+        let links: Vec<&str> = location.links.iter().map(|l| l.scheme.as_str()).collect();
+        for advice in odd_orders(&links) {
+            tracing::warn!("{advice}");
+        }
         let working_dir = std::env::current_dir().unwrap_or_default();
         let store_name = location.store_name(&working_dir);
         for link in location.links.iter().rev() {
@@ -119,4 +142,19 @@ async fn open_hop(
     let opened = plugin.open(request).await;
     let backend = opened.map_err(|error| without_secrets(error).context(&hop.scheme))?;
     Ok(guard(backend, &hop.scheme))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_the_wrong_way_round_are_told() {
+        let told = |links: &[&str]| odd_orders(links).count();
+        assert_eq!(told(&["retry", "cache"]), 1);
+        assert_eq!(told(&["retry", "other", "cache"]), 1);
+        for fine in [&["cache", "retry"][..], &["retry"], &["cache"], &[]] {
+            assert_eq!(told(fine), 0, "{fine:?}");
+        }
+    }
 }

@@ -10,8 +10,8 @@ use nbd_rs::backend::chain::Chain;
 use nbd_rs::location::Location;
 use nbd_rs::plugin::Registry;
 use nbd_rs_plugin::{
-    Body, Bytes, Condition, Error, GetFlags, Kind, NextObject, ObjectFlags, ObjectMode, OpenFlags,
-    Range, ReadFlags, WriteFlags, ZeroFlags,
+    Body, Bytes, CapabilityFlags, Condition, Error, GetFlags, Kind, NextObject, ObjectFlags,
+    ObjectMode, OpenFlags, Range, ReadFlags, WriteFlags, ZeroFlags,
 };
 
 use crate::support::{fixture, load, Folder};
@@ -48,18 +48,20 @@ fn registry() -> &'static Registry {
     registry
 }
 
-fn runtime() -> &'static tokio::runtime::Runtime {
+pub(crate) fn runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| tokio::runtime::Runtime::new().unwrap())
 }
 
-fn wait<F: Future>(future: F) -> F::Output {
+pub(crate) fn wait<F: Future>(future: F) -> F::Output {
     runtime().block_on(future)
 }
 
 /// An opened chain, and the file that its links write to.
 struct Stage {
     chain: Chain,
+    /// What the hops said they offer, from the store out.
+    offers: Vec<CapabilityFlags>,
     log: PathBuf,
     _folder: Folder,
 }
@@ -77,11 +79,16 @@ impl Stage {
         let lookup = |scheme: &str| Ok(&registry().get(scheme)?.description);
         let location = Location::parse(&text, &lookup).unwrap();
         let chain = wait(Chain::open(registry(), &location, OpenFlags::WRITE)).unwrap();
-        Self {
+        let mut stage = Self {
             chain,
+            offers: Vec::new(),
             log,
             _folder: folder,
-        }
+        };
+        let said = stage.logged().into_iter();
+        let bits = |line: String| line.rsplit(' ').next().unwrap().parse().unwrap();
+        stage.offers = said.map(|line| CapabilityFlags(bits(line))).collect();
+        stage
     }
 
     /// What was written since the last look.
@@ -226,5 +233,32 @@ fn the_guard_before_every_link_judges_what_it_is_asked() {
             let reached = logged.iter().any(|line| line.starts_with(asked));
             assert!(!reached, "{asked} was asked: {logged:?}");
         }
+    }
+}
+
+#[test]
+fn c22_what_one_link_drops_is_gone_outside_of_it_and_there_inside() {
+    let all = Stage::new("").chain.capabilities().flags;
+    let dropped = CapabilityFlags::IN_PLACE;
+    assert!(all.has(dropped));
+    for (at, hop) in HOPS.iter().rev().enumerate() {
+        let stage = Stage::new(&format!("{hop}.without={}", dropped.0));
+        assert_eq!(stage.chain.capabilities().flags, all.without(dropped));
+        for (other, offers) in stage.offers.iter().enumerate() {
+            let expected = if other < at {
+                all
+            } else {
+                all.without(dropped)
+            };
+            assert_eq!(
+                *offers, expected,
+                "{hop} drops it, {other} hops from the store"
+            );
+        }
+        // Nobody is asked for what the outermost does not offer.
+        let error = stage.backend_call("open_object").unwrap_err();
+        assert_eq!(error.kind, Kind::Unsupported, "{error}");
+        assert!(error.message.starts_with("log-a: "), "{error}");
+        assert!(stage.logged().is_empty());
     }
 }

@@ -4,6 +4,9 @@
 mod broken;
 mod chain;
 mod interface;
+mod links;
 mod panics;
 mod places;
+#[path = "../common/rng.rs"]
+mod rng;
 mod support;
