@@ -1,16 +1,25 @@
 //! Opens a chain, from the store outwards; the guard stands before every hop.
 
+use std::time::Duration;
+
 use abi_stable::std_types::{RNone, ROption, RSome, RString};
 use nbd_rs_plugin::abi::DynBackend;
 use nbd_rs_plugin::{
-    Body, Capabilities, Condition, GetFlags, Got, Meta, Next, ObjectMode, OpenFlags, OpenRequest,
-    Page, Put, Range, Result,
+    Body, Capabilities, Condition, GetFlags, Got, Kind, Meta, Next, ObjectMode, OpenFlags,
+    OpenRequest, Page, Put, Range, Result,
 };
 
 use super::guard::{guard, without_secrets};
 use super::{Answer, Object};
 use crate::location::{Hop, Location};
 use crate::plugin::{call, Registry};
+
+/// Between attempts to open a store.
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+];
 
 /// Links that work and serve badly when the first stands outside of the second, and why.
 const ODD_ORDERS: [(&str, &str, &str); 1] = [(
@@ -48,9 +57,7 @@ impl Chain {
     /// # Errors
     /// The first plugin's that can't be opened, with its scheme.
     pub async fn open(registry: &Registry, location: &Location, flags: OpenFlags) -> Result<Self> {
-        let target = location.target.as_str();
-        let store = open_hop(registry, &location.store, target, flags, RNone);
-        let mut backend = store.await?;
+        let mut backend = open_store(registry, location, flags).await?;
         let links: Vec<&str> = location.links.iter().map(|l| l.scheme.as_str()).collect();
         for advice in odd_orders(&links) {
             tracing::warn!("{advice}");
@@ -121,6 +128,30 @@ impl Chain {
     pub async fn close(&self) -> Result<()> {
         self.0.close().await
     }
+}
+
+/// Opens the store; again after an error that may pass: the link that would ask again is not there
+/// yet, and opening changes nothing that counts.
+async fn open_store(
+    registry: &Registry,
+    location: &Location,
+    flags: OpenFlags,
+) -> Result<DynBackend> {
+    let open = || open_hop(registry, &location.store, &location.target, flags, RNone);
+    for pause in PAUSES {
+        match open().await {
+            Err(error) if may_pass(error.kind) => {
+                tracing::warn!("{error}; trying again");
+                tokio::time::sleep(pause).await;
+            }
+            outcome => return outcome,
+        }
+    }
+    open().await
+}
+
+fn may_pass(kind: Kind) -> bool {
+    matches!(kind, Kind::Transient | Kind::Timeout | Kind::Ambiguous)
 }
 
 async fn open_hop(

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::error::{one_line, Error};
 use crate::plugin::{self, Places, Registry, SearchPath};
-use crate::{runtime, secrets};
+use crate::{pool, runtime, secrets};
 use args::{Cli, Command, Common};
 
 /// Exit code: something failed, and the last line says what.
@@ -45,6 +45,7 @@ type Done<T> = Result<T, Trouble>;
 
 /// Runs the program to its exit code.
 pub fn main() -> ExitCode {
+    pool::give_back_large_blocks();
     let cli = match usage::parse() {
         Ok(cli) => cli,
         Err(line) => return complain(WRONG, &line),

@@ -77,6 +77,16 @@ impl Serve {
         serve.and_raw(name, image)
     }
 
+    /// One sharded export of the volume at this location.
+    #[allow(dead_code)] // Used by one of the suites.
+    pub(crate) fn sharded(name: &str, location: &str) -> Self {
+        let serve = Self {
+            before: Vec::new(),
+            words: vec!["serve".into()],
+        };
+        serve.words(["--export", name, "sharded", location])
+    }
+
     /// One more raw export.
     pub(crate) fn and_raw(self, name: &str, image: &Path) -> Self {
         self.words(["--export", name, "raw", &url(image)])

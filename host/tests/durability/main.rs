@@ -10,6 +10,10 @@
 mod client;
 #[path = "../common/disk.rs"]
 mod disk;
+#[path = "../common/load.rs"]
+mod load;
+#[path = "../common/model.rs"]
+mod model;
 #[path = "../common/rng.rs"]
 mod rng;
 #[path = "../common/server.rs"]
@@ -25,9 +29,7 @@ mod failing_sync;
 mod full_disk;
 mod kill;
 mod limits;
-mod load;
 mod lost_image;
-mod model;
 mod odd_calls;
 mod resend;
 mod stop;

@@ -13,6 +13,8 @@ mod rng;
 mod server;
 #[path = "../common/tools.rs"]
 mod tools;
+#[path = "../common/virtual_machine.rs"]
+mod virtual_machine;
 
 mod fio;
 mod guest;

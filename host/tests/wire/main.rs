@@ -11,6 +11,8 @@
 mod client;
 #[path = "../common/rng.rs"]
 mod rng;
+#[path = "../common/script.rs"]
+mod script;
 // Other suites use more of these.
 #[path = "../common/server.rs"]
 #[allow(dead_code)]
@@ -32,7 +34,7 @@ mod options_bad;
 mod read_only;
 mod refused;
 mod resources;
-mod script;
+mod script_on_raw;
 mod shutdown;
 mod sizes;
 mod slow;

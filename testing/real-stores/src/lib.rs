@@ -23,13 +23,19 @@ const START: Duration = Duration::from_secs(60);
 /// Ports for which nobody's own outgoing connection is in the way, with the ones 10,000 above.
 const PORTS: std::ops::Range<u16> = 11_000..22_000;
 
-/// An S3 server in a process of its own; ended when dropped.
+/// Becomes the program of its words, which is killed when its standard input ends: a store goes with
+/// the process that started it, however that ends.
+const LEASH: &str = r#"exec 3<&0; (read -r _ <&3; kill -9 $$) & exec "$@" </dev/null 3<&-"#;
+
+/// An S3 server in a process of its own; ended when dropped, or with this process.
 pub struct Store {
     /// What starts it, to start it again.
     command: Vec<String>,
     port: u16,
     /// Where SeaweedFS says which of its parts have found each other.
     master: Option<u16>,
+    /// Where it lists its files over plain HTTP.
+    filer: Option<u16>,
     child: Option<Child>,
     /// Files outside its folder, to remove in the end.
     sockets: Vec<PathBuf>,
@@ -79,6 +85,7 @@ impl Store {
             command,
             port,
             master: Some(master),
+            filer: Some(filer),
             child: None,
             sockets: sockets([
                 ("master", master),
@@ -114,6 +121,7 @@ impl Store {
             command,
             port,
             master: None,
+            filer: None,
             child: None,
             sockets: Vec::new(),
             dir,
@@ -133,11 +141,12 @@ impl Store {
     /// Starts it, or says what stands at the end of its log.
     fn try_start(&mut self) -> Result<(), String> {
         let log = File::create(self.log()).expect("a log");
-        let child = Command::new(&self.command[0])
-            .args(&self.command[1..])
+        let child = Command::new("sh")
+            .args(["-c", LEASH, "sh"])
+            .args(&self.command)
             .current_dir(self.dir.path())
             .env("HOME", self.dir.path())
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
             .spawn();
@@ -167,8 +176,8 @@ impl Store {
     /// Ends it as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            drop(child.stdin.take());
             // Ended by itself? That is as good.
-            let _ = child.kill();
             let _ = child.wait();
         }
     }
@@ -193,6 +202,11 @@ impl Store {
     /// `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where SeaweedFS lists its files over plain HTTP, the objects under `/buckets/`.
+    pub fn filer(&self) -> Option<String> {
+        self.filer.map(|port| format!("127.0.0.1:{port}"))
     }
 
     /// The location of a prefix in the bucket, without links before it. The bucket is made by

@@ -11,18 +11,23 @@
 //! that it read in [`Server::seen`].
 
 mod fault;
+mod gate;
 mod http;
+mod packed;
 mod store;
 mod tls;
 
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub use fault::{Fault, Rule};
+pub use gate::Last;
 pub use http::Request;
-pub use store::{Object, Quirks};
+pub use store::Quirks;
 
+use gate::Gate;
 use store::Store;
 
 /// The one bucket there is at the start.
@@ -56,6 +61,8 @@ struct Shared {
     seen: Mutex<Vec<Seen>>,
     broken: Mutex<Vec<String>>,
     sockets: Mutex<Vec<TcpStream>>,
+    gate: Gate,
+    away: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -122,6 +129,11 @@ impl Server {
         lock(&self.shared.script).extend(rules);
     }
 
+    /// What is left of the script is not played.
+    pub fn forget_script(&self) {
+        lock(&self.shared.script).clear();
+    }
+
     /// Whether the whole script was played.
     pub fn is_played(&self) -> bool {
         lock(&self.shared.script).is_empty()
@@ -151,7 +163,46 @@ impl Server {
     /// An object's bytes; the key without the bucket.
     pub fn object(&self, key: &str) -> Option<Vec<u8>> {
         let store = lock(&self.shared.store);
-        store.get(BUCKET, key).map(|object| object.bytes.clone())
+        store.get(BUCKET, key).map(|object| object.bytes.bytes())
+    }
+
+    /// Removes an object.
+    pub fn remove(&self, key: &str) {
+        lock(&self.shared.store).remove(BUCKET, key);
+    }
+
+    /// Changes an object's bytes behind everybody's back: its ETag and its checksum stay.
+    ///
+    /// # Panics
+    /// If there is no such object.
+    pub fn spoil(&self, key: &str, spoil: impl FnOnce(&mut Vec<u8>)) {
+        lock(&self.shared.store).spoil(BUCKET, key, spoil);
+    }
+
+    /// Every connection ends before anything is read from it, until the next call.
+    pub fn set_away(&self, away: bool) {
+        self.shared.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Lets so many more changes pass (whatever is neither GET nor HEAD); the next one is the last
+    /// that is done, or not, and no other is done or answered before [`go_on`](Self::go_on).
+    pub fn stop_after(&self, count: usize, last: Last) {
+        self.shared.gate.shut_after(count, last);
+    }
+
+    /// Whether it has stopped, or does so in time.
+    pub fn has_stopped_within(&self, limit: Duration) -> bool {
+        self.shared.gate.is_shut_within(limit)
+    }
+
+    /// All is done and answered again; who was held up is hung up on.
+    pub fn go_on(&self) {
+        self.shared.gate.open();
+    }
+
+    /// Does what is [`Last::Late`].
+    pub fn deliver(&self) {
+        self.shared.gate.deliver();
     }
 
     /// Puts an object there.
@@ -179,6 +230,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
+        self.shared.gate.open();
+        self.shared.gate.deliver();
         // Wakes the thread that accepts; that it can't be woken harms nobody.
         let _ = TcpStream::connect(self.address);
         for socket in lock(&self.shared.sockets).drain(..) {
@@ -213,6 +266,9 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>, tls: Option<Arc<rustls::
 fn serve(wire: &mut tls::Wire, shared: &Shared) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     while let Some(mut request) = http::read_head(wire, &mut buffer)? {
+        if shared.away.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let fault = take_fault(shared, &request);
         let announced = request.content_length();
         let short = fault.as_ref().and_then(|fault| fault.body_limit(announced));
@@ -228,6 +284,10 @@ fn serve(wire: &mut tls::Wire, shared: &Shared) -> std::io::Result<()> {
             lock(&shared.broken).extend(found);
         }
         let act = || lock(&shared.store).act(&request);
+        if let Some(last) = shared.gate.arrive(&request) {
+            hold(shared, last, act);
+            return Ok(());
+        }
         let again = match fault {
             Some(fault) => fault.play(wire, &request, act)?,
             None => http::write_answer(wire, &request, &act()).map(|()| true)?,
@@ -237,6 +297,21 @@ fn serve(wire: &mut tls::Wire, shared: &Shared) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Keeps a change from its answer until the gate opens.
+fn hold(shared: &Shared, last: Last, act: impl Fn() -> store::Answer) {
+    match last {
+        Last::Lost => shared.gate.wait(),
+        Last::Done => {
+            act();
+            shared.gate.wait();
+        }
+        Last::Late => {
+            shared.gate.wait_for_delivery();
+            act();
+        }
+    }
 }
 
 fn take_fault(shared: &Shared, request: &Request) -> Option<Fault> {

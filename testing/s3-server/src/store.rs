@@ -1,18 +1,24 @@
 //! Buckets, objects, conditions, ranges, listings: what S3 does when nothing goes wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::http::Request;
+use crate::packed::Packed;
+
+/// Changes that can be taken back.
+const REMEMBERED: usize = 64;
+/// From here on an ETag is no MD5, as with objects that were put in parts.
+const LARGE_BYTES: usize = 1 << 20;
 
 /// An object.
 #[derive(Debug, Clone)]
-pub struct Object {
+pub(crate) struct Object {
     /// Its contents.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Packed,
     /// Its ETag, with the quotes.
-    pub etag: String,
+    etag: String,
     /// The checksum that it was put with.
-    pub crc32c: Option<String>,
+    crc32c: Option<String>,
 }
 
 /// Habits of some servers.
@@ -77,7 +83,8 @@ type Bucket = BTreeMap<String, Object>;
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     buckets: BTreeMap<String, Bucket>,
-    acknowledged: Vec<(String, String, Option<Object>)>,
+    acknowledged: VecDeque<(String, String, Option<Object>)>,
+    puts: u64,
     pub quirks: Quirks,
 }
 
@@ -102,9 +109,13 @@ impl Store {
     }
 
     pub(crate) fn put(&mut self, bucket: &str, key: &str, bytes: Vec<u8>) -> String {
-        let etag = format!("\"{:x}\"", md5::compute(&bytes));
+        self.puts += 1;
+        let etag = match bytes.len() {
+            ..LARGE_BYTES => format!("\"{:x}\"", md5::compute(&bytes)),
+            _ => format!("\"{:08x}{:08x}-1\"", crc32c::crc32c(&bytes), self.puts),
+        };
         let object = Object {
-            bytes,
+            bytes: Packed::new(&bytes),
             etag: etag.clone(),
             crc32c: None,
         };
@@ -121,16 +132,32 @@ impl Store {
             None => found.remove(key),
         };
         self.acknowledged
-            .push((bucket.to_owned(), key.to_owned(), old));
+            .push_back((bucket.to_owned(), key.to_owned(), old));
+        if self.acknowledged.len() > REMEMBERED {
+            self.acknowledged.pop_front();
+        }
+    }
+
+    pub(crate) fn remove(&mut self, bucket: &str, key: &str) {
+        self.set(bucket, key, None);
+    }
+
+    /// Changes an object's bytes, and nothing else.
+    pub(crate) fn spoil(&mut self, bucket: &str, key: &str, spoil: impl FnOnce(&mut Vec<u8>)) {
+        let object = self.buckets.get_mut(bucket).and_then(|it| it.get_mut(key));
+        let object = object.unwrap_or_else(|| panic!("no object {key}"));
+        let mut bytes = object.bytes.bytes();
+        spoil(&mut bytes);
+        object.bytes = Packed::new(&bytes);
     }
 
     pub(crate) fn undo(&mut self, count: usize) {
         for _ in 0..count {
-            let Some((bucket, key, old)) = self.acknowledged.pop() else {
+            let Some((bucket, key, old)) = self.acknowledged.pop_back() else {
                 return;
             };
             self.set(&bucket, &key, old);
-            self.acknowledged.pop();
+            self.acknowledged.pop_back();
         }
     }
 
@@ -175,7 +202,7 @@ impl Store {
         ];
         let range = request.header("range").filter(|_| !self.quirks.no_ranges);
         let Some(range) = range.and_then(|range| range.strip_prefix("bytes=")) else {
-            let mut answer = Answer::new(200, &common, &object.bytes);
+            let mut answer = Answer::new(200, &common, &object.bytes.bytes());
             let sum = object
                 .crc32c
                 .clone()
@@ -198,7 +225,7 @@ impl Store {
             return answer;
         }
         let said = format!("bytes {first}-{last}/{size}");
-        let mut answer = Answer::new(206, &common, &object.bytes[first..=last]);
+        let mut answer = Answer::new(206, &common, &object.bytes.range(first..last + 1));
         answer.headers.push(("content-range".to_owned(), said));
         answer
     }

@@ -136,6 +136,21 @@ impl Store {
         Err(Error::new(Kind::Transient, text))
     }
 
+    /// Puts an object once; its ETag.
+    ///
+    /// # Errors
+    /// The chain's; [`Kind::Ambiguous`] too if the answer has no ETag where there must be one: it may
+    /// be that of a proxy, and the store knows nothing.
+    pub(super) async fn put(&self, key: &str, body: Body, condition: Condition) -> Result<String> {
+        let put = self.chain.put(key.to_owned(), body, condition);
+        let etag = put.wait().await?.etag;
+        if self.conditions && etag.is_empty() {
+            let text = format!("the put of {key} was answered without an ETag");
+            return Err(Error::new(Kind::Ambiguous, text));
+        }
+        Ok(etag.into())
+    }
+
     /// Puts a record under a condition, durably. An unknown outcome is asked again until it is
     /// known: no two records have the same bytes, so what is found is ours or not.
     pub(super) async fn swap(
@@ -148,11 +163,10 @@ impl Store {
         let mut attempt = 0;
         loop {
             let body = Body::One(record.clone());
-            let put = self.chain.put(key.to_owned(), body, condition.clone());
-            match put.wait().await {
-                Ok(put) => {
+            match self.put(key, body, condition.clone()).await {
+                Ok(etag) => {
                     self.settle().await?;
-                    return Ok(Swapped::Done(put.etag.into()));
+                    return Ok(Swapped::Done(etag));
                 }
                 Err(error) if may_pass(&error) && attempt + 1 < ATTEMPTS => {
                     back_off(attempt).await;

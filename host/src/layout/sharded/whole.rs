@@ -378,11 +378,9 @@ impl Whole {
         let object = image::object(&data, trailer);
         let mut attempt = 0;
         loop {
-            let put = store
-                .chain
-                .put(key.clone(), object.clone(), condition.clone());
-            match put.wait().await {
-                Ok(put) => return Ok(put.etag.into()),
+            let put = store.put(&key, object.clone(), condition.clone());
+            match put.await {
+                Ok(etag) => return Ok(etag),
                 Err(error) if may_pass(&error) && attempt + 1 < ATTEMPTS => {
                     back_off(attempt).await;
                     attempt += 1;

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# The first program of the guest. Attaches two exports with the kernel's own client, one over a
-# single connection and one over two, and does on each what a user would do with a disk.
+# The first program of the guest. Attaches exports with the kernel's own client, each over so many
+# connections, and does on each what a user would do with a disk.
 # Every step is named; the test looks for "GUEST: passed" and the checksums' agreement.
 
 export PATH=/sbin:/bin
@@ -28,8 +28,10 @@ for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev vir
         insmod "/lib/modules/$module.ko" || finish "failed at insmod $module"
     fi
 done
-# The kernel's command line: port=N
+# The kernel's command line: nbd_port=N nbd_disks=EXPORT:CONNECTIONS,...
 port=$(sed -n 's/.*nbd_port=\([0-9]*\).*/\1/p' /proc/cmdline)
+disks=$(sed -n 's/.*nbd_disks=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
+[ -n "$disks" ] || finish "failed: no disks are named"
 step network ifconfig lo 127.0.0.1 up
 step network ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 [ -e /etc/mtab ] || ln -s /proc/mounts /etc/mtab
@@ -71,6 +73,9 @@ disk() {
     step "$export detach" nbd-client -d "/dev/$device"
 }
 
-disk nbd0 one 1
-disk nbd1 two 2
+number=0
+for one in $disks; do
+    disk "nbd$number" "${one%:*}" "${one#*:}"
+    number=$((number + 1))
+done
 finish passed

@@ -1,0 +1,203 @@
+//! Objects that are lost or changed behind our back: an error each time, never zeros, and `check`
+//! names them.
+
+use crate::client::{Client, EIO};
+use crate::places::{one_line, Keeper, Place};
+
+const SHARD: usize = 64 << 10;
+
+/// Four written shards over a server of our own; the server is stopped.
+fn written(chain: &str) -> Place {
+    let place = Place::own(chain, "");
+    place.init(64 * SHARD, "64Ki");
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    for shard in 0..4 {
+        let at = (shard * SHARD) as u64;
+        assert_eq!(client.write(0, at, &[shard as u8 + 1; SHARD]), 0);
+    }
+    assert_eq!(client.flush(), 0);
+    server.stop();
+    place
+}
+
+/// Shard 1 can't be read, its neighbours can; writes of a part of it are refused, too.
+fn one_is_lost(place: &Place, whole: bool) {
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    for shard in [0, 2, 3u8] {
+        let found = client.read(u64::from(shard) * SHARD as u64, SHARD);
+        assert!(found == Ok(vec![shard + 1; SHARD]), "shard {shard}");
+    }
+    let at = SHARD as u64;
+    assert_eq!(client.read(at + 8192, 4096), Err(EIO), "twice");
+    assert_eq!(client.read(at + 8192, 4096), Err(EIO), "twice");
+    assert_eq!(client.read(0, 4 * SHARD), Err(EIO), "in a larger READ");
+    assert_eq!(client.write(0, at + 8200, &[9; 10]), EIO, "a part of it");
+    if whole {
+        assert_eq!(client.read(at, 4096), Err(EIO), "all of it is gone");
+    }
+    // What is replaced as a whole is well again.
+    assert_eq!(client.write(0, at, &[9; SHARD]), 0);
+    assert_eq!(client.read(at, SHARD), Ok(vec![9; SHARD]));
+    assert_eq!(client.flush(), 0);
+    server.stop();
+    place.is_clean();
+}
+
+#[test]
+fn c21_f54_a_written_shard_that_is_gone_is_an_error_and_never_zeros() {
+    let place = written("cache+retry+s3:");
+    let shard = place.object("/shard/000000000001");
+    place.s3().remove(&shard);
+    let output = place.try_run("check");
+    assert_eq!(output.status.code(), Some(5), "data is lost");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let named = |line: &str| line.starts_with("missing: ") && line.contains("000000000001");
+    assert!(said.lines().any(named), "{said}");
+    one_is_lost(&place, true);
+}
+
+#[test]
+fn c21_f25_a_shard_file_that_is_gone_is_an_error_and_never_zeros() {
+    let place = Place::directory("cache+file:", "");
+    place.init(64 * SHARD, "64Ki");
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    assert_eq!(client.write(0, 0, &[1; 2 * SHARD]), 0);
+    assert_eq!(client.flush(), 0);
+    server.stop();
+    assert!(matches!(place.keeper, Keeper::Directory(_)));
+    std::fs::remove_file(place.object("/shard/000000000001")).expect("removed");
+    let output = place.try_run("check");
+    assert_eq!(output.status.code(), Some(5), "data is lost");
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    assert_eq!(client.read(SHARD as u64, 4096), Err(EIO));
+    assert_eq!(client.read(0, SHARD), Ok(vec![1; SHARD]));
+    server.stop();
+}
+
+#[test]
+fn c25_f23_a_flipped_byte_of_a_shard_is_an_error_and_named() {
+    for chain in ["s3:", "cache+retry+s3:"] {
+        let place = written(chain);
+        let shard = place.object("/shard/000000000001");
+        place.s3().spoil(&shard, |bytes| bytes[8200] ^= 1);
+        // Presence and size are all that a plain check looks at.
+        place.run("check");
+        let output = place.try_run("check --deep");
+        assert_eq!(output.status.code(), Some(5), "data is lost");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let named = |line: &str| line.starts_with("damaged: ") && line.contains("000000000001");
+        assert!(said.lines().any(named), "{said}");
+        one_is_lost(&place, false);
+    }
+}
+
+#[test]
+fn c25_f23_a_flipped_byte_of_a_trailer_is_an_error() {
+    let place = written("cache+retry+s3:");
+    let shard = place.object("/shard/000000000001");
+    place.s3().spoil(&shard, |bytes| bytes[SHARD + 70] ^= 0x80);
+    let output = place.try_run("check --deep");
+    assert_eq!(output.status.code(), Some(5), "data is lost");
+    one_is_lost(&place, true);
+}
+
+#[test]
+fn f24_two_shards_that_were_swapped_are_errors() {
+    let place = written("cache+retry+s3:");
+    let names = [1, 2].map(|n| place.object(&format!("/shard/00000000000{n}")));
+    let [one, two] = [0, 1].map(|n| place.s3().object(&names[n]).expect("an object"));
+    place.s3().insert(&names[0], &two);
+    place.s3().insert(&names[1], &one);
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    for shard in [1, 2] {
+        assert_eq!(client.read(shard * SHARD as u64, 4096), Err(EIO));
+    }
+    server.stop();
+    assert_eq!(place.try_run("check --deep").status.code(), Some(5));
+}
+
+#[test]
+fn f23_a_flipped_byte_of_the_volume_owner_or_index_is_refused_with_a_reason() {
+    for (ending, word) in [
+        ("/volume", "volume"),
+        ("/owner", "owner"),
+        ("/index", "index"),
+    ] {
+        let place = written("cache+retry+s3:");
+        let object = place.object(ending);
+        let bytes = place.s3().object(&object).expect("an object");
+        for at in 0..bytes.len() {
+            // Each place, though not each through a process of its own.
+            if at % 13 != 0 && at + 1 != bytes.len() {
+                continue;
+            }
+            place.s3().spoil(&object, |bytes| bytes[at] ^= 1);
+            let said = place.serve().refused();
+            let line = one_line(&said, &[]);
+            println!("{ending} byte {at}: {line}");
+            assert!(line.len() < 400, "{line}");
+            place.s3().spoil(&object, |bytes| bytes[at] ^= 1);
+        }
+        place.s3().spoil(&object, |bytes| bytes[60] ^= 1);
+        let line = one_line(&place.serve().refused(), &[]);
+        assert!(line.contains(word) || line.contains("checksum"), "{line}");
+        place.s3().spoil(&object, |bytes| bytes[60] ^= 1);
+        // And nothing was changed by all this.
+        place.is_clean();
+        place.serve().start().stop();
+    }
+}
+
+#[test]
+fn f23_a_flipped_byte_of_a_state_page_makes_its_shards_errors() {
+    let place = written("cache+retry+s3:");
+    let page = place.object("/state/00000000");
+    place.s3().spoil(&page, |bytes| bytes[56] ^= 2);
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    // Also where it would have said `never`: nobody knows.
+    for shard in [0, 1, 40u64] {
+        assert_eq!(client.read(shard * SHARD as u64, 4096), Err(EIO));
+        let at = shard * SHARD as u64;
+        assert_eq!(client.write(0, at, &[1; SHARD]), EIO);
+    }
+    drop(client);
+    drop(server);
+    place.refused("info", 1, &["page"]);
+    let output = place.try_run("check");
+    assert_eq!(output.status.code(), Some(5));
+    let said = String::from_utf8_lossy(&output.stdout);
+    let named = |line: &str| line.starts_with("damaged: ") && line.contains("/state/00000000");
+    assert!(said.lines().any(named), "{said}");
+    place.s3().spoil(&page, |bytes| bytes[56] ^= 2);
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    assert_eq!(client.read(SHARD as u64, SHARD), Ok(vec![2; SHARD]));
+    server.stop();
+}
+
+#[test]
+fn c26_f55_a_place_without_a_volume_or_with_another_ones_objects_is_refused() {
+    let place = written("cache+retry+s3:");
+    let empty = Place::on(
+        match &place.keeper {
+            Keeper::Own(server) => server.clone(),
+            _ => unreachable!("a server of ours"),
+        },
+        "cache+retry+s3:",
+        "elsewhere/",
+    );
+    empty.refused("info", 1, &["there is no volume"]);
+    empty.refused("destroy", 1, &["there is no volume"]);
+    // Another volume's shard under this one's name.
+    let other = written("cache+retry+s3:");
+    let theirs = other.s3().object(&other.object("/shard/000000000001"));
+    let ours = place.object("/shard/000000000001");
+    place.s3().insert(&ours, &theirs.expect("an object"));
+    one_is_lost(&place, true);
+}
