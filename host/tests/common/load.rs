@@ -1,11 +1,13 @@
 //! A load that knows what it has done: reads, writes, zeroes, trims and flushes of several units,
 //! many in flight, on units that connections share.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 
 use crate::client::{Client, ESHUTDOWN, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES};
 use crate::model::{Model, Moment, UNIT};
 use crate::rng::Rng;
+use crate::server::Server;
 
 /// Few enough that connections often meet on a unit.
 pub(crate) const UNITS: usize = 2048;
@@ -34,8 +36,32 @@ pub(crate) struct Done {
     pub(crate) refused: usize,
 }
 
+/// Three connections under load, each in a thread of its own.
+pub(crate) fn loads(
+    server: &Server,
+    model: &Arc<Mutex<Model>>,
+    rng: &mut Rng,
+) -> Vec<JoinHandle<Done>> {
+    let mut start = || {
+        let (client, model) = (Client::unix(server), Arc::clone(model));
+        let rng = Rng::new(rng.next());
+        thread::spawn(move || load(client, &model, rng))
+    };
+    (0..3).map(|_| start()).collect()
+}
+
+/// Requests that a server answered until it was killed: with no error, since nothing told it.
+pub(crate) fn answered(loads: Vec<JoinHandle<Done>>) -> usize {
+    let done = loads.into_iter().map(|load| {
+        let done = load.join().expect("a client saw something illegal");
+        assert_eq!(done.refused, 0, "a killed server refuses nothing");
+        done.answered
+    });
+    done.sum()
+}
+
 /// One connection that keeps many requests in flight until the server is gone.
-pub(crate) fn load(mut client: Client, model: &Mutex<Model>, mut rng: Rng) -> Done {
+fn load(mut client: Client, model: &Mutex<Model>, mut rng: Rng) -> Done {
     let mut waiting = Vec::new();
     let mut done = Done::default();
     loop {

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use tempfile::tempdir;
 
 use crate::client::Client;
-use crate::load::{load, UNITS};
+use crate::load::{answered, loads, UNITS};
 use crate::model::{Model, UNIT};
 use crate::rng::Rng;
 use crate::server::{init_raw, Serve, Server};
@@ -26,7 +26,7 @@ fn c12_sigkill_a_hundred_times_loses_nothing_that_was_answered() {
     init_raw(&image, "8Mi");
     let model = Arc::new(Mutex::new(Model::zeros(rng.next(), UNITS)));
     let begin = Instant::now();
-    let mut answered = 0;
+    let mut total = 0;
     for _ in 0..100 {
         let mut server = serve(&image, &socket);
         // What the last kill left.
@@ -34,33 +34,23 @@ fn c12_sigkill_a_hundred_times_loses_nothing_that_was_answered() {
             .read(0, UNITS * UNIT)
             .expect("the volume is read");
         model.lock().unwrap().check_after_crash(&volume);
-        let loads: Vec<_> = (0..3)
-            .map(|_| {
-                let (client, model) = (Client::unix(&server), Arc::clone(&model));
-                let rng = Rng::new(rng.next());
-                thread::spawn(move || load(client, &model, rng))
-            })
-            .collect();
+        let loads = loads(&server, &model, &mut rng);
         thread::sleep(Duration::from_millis(5 + rng.next() % 120));
         server.signal(Signal::KILL);
         server
             .wait(Duration::from_secs(10))
             .expect("SIGKILL ends it");
-        for load in loads {
-            let done = load.join().expect("a client saw something illegal");
-            answered += done.answered;
-            assert_eq!(done.refused, 0, "a killed server refuses nothing");
-        }
+        total += answered(loads);
     }
     let volume = fs::read(&image).unwrap();
     model.lock().unwrap().check_after_crash(&volume);
     println!(
-        "c12: {answered} requests answered, 100 kills, {:?}",
+        "c12: {total} requests answered, 100 kills, {:?}",
         begin.elapsed()
     );
     assert!(
-        answered > 2000,
-        "hardly any load: {answered} answers in 100 rounds"
+        total > 2000,
+        "hardly any load: {total} answers in 100 rounds"
     );
 }
 

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tempfile::{tempdir, TempDir};
 
 use crate::client::{header, Client, EIO, FLUSH, READ, WRITE};
-use crate::load::{load, UNITS};
+use crate::load::{loads, UNITS};
 use crate::model::Model;
 use crate::rng::Rng;
 use crate::server::{init_raw, Serve, Server};
@@ -49,13 +49,7 @@ fn c23_sigterm_under_load_loses_nothing_and_exits_with_0() {
         let (dir, serve) = stage();
         let mut server = serve.start();
         let model = Arc::new(Mutex::new(Model::zeros(rng.next(), UNITS)));
-        let loads: Vec<_> = (0..3)
-            .map(|_| {
-                let (client, model) = (Client::unix(&server), Arc::clone(&model));
-                let rng = Rng::new(rng.next());
-                thread::spawn(move || load(client, &model, rng))
-            })
-            .collect();
+        let loads = loads(&server, &model, &mut rng);
         thread::sleep(Duration::from_millis(20 + rng.next() % 150));
         assert_eq!(terminate(&mut server, DRAIN), Some(0));
         let done: Vec<_> = loads.into_iter().map(|load| load.join().unwrap()).collect();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nbd_rs_s3_server::{Fault, Rule};
 
 use crate::client::{Client, EIO, FLUSH, READ, WRITE};
-use crate::load::{load, UNITS};
+use crate::load::{answered, loads, UNITS};
 use crate::model::{Model, UNIT};
 use crate::places::{kill, Place};
 use crate::rng::Rng;
@@ -235,13 +235,7 @@ fn c01_c12_f38_f39_f40_a_load_on_a_bad_day_sees_no_error_and_survives_kills() {
             server.stop();
             break;
         }
-        let loads: Vec<_> = (0..3)
-            .map(|_| {
-                let (client, model) = (Client::unix(&server), Arc::clone(&model));
-                let rng = Rng::new(rng.next());
-                thread::spawn(move || load(client, &model, rng))
-            })
-            .collect();
+        let loads = loads(&server, &model, &mut rng);
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let mut rng = Rng::new(rng.next());
@@ -259,10 +253,7 @@ fn c01_c12_f38_f39_f40_a_load_on_a_bad_day_sees_no_error_and_survives_kills() {
         place.s3().forget_script();
         // What was on its way has come, as slowly as it may.
         thread::sleep(Duration::from_millis(250));
-        for load in loads {
-            load.join()
-                .expect("a client saw an error, or something illegal");
-        }
+        answered(loads);
     }
     place.is_clean();
 }

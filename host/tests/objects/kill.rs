@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
-use crate::load::{load, UNITS};
+use crate::load::{answered, loads, UNITS};
 use crate::model::{Model, UNIT};
 use crate::places::{kill, Place};
 use crate::rng::Rng;
@@ -15,7 +15,7 @@ fn kill_again_and_again(name: &str, place: &Place, rounds: usize, deep: usize) {
     place.init(UNITS * UNIT, "64Ki");
     let model = Arc::new(Mutex::new(Model::zeros(rng.next(), UNITS)));
     let begin = Instant::now();
-    let mut answered = 0;
+    let mut total = 0;
     for round in 0..=rounds {
         let mut server = place.serve().start();
         // What the last kill left.
@@ -26,30 +26,20 @@ fn kill_again_and_again(name: &str, place: &Place, rounds: usize, deep: usize) {
             server.stop();
             break;
         }
-        let loads: Vec<_> = (0..3)
-            .map(|_| {
-                let (client, model) = (Client::unix(&server), Arc::clone(&model));
-                let rng = Rng::new(rng.next());
-                thread::spawn(move || load(client, &model, rng))
-            })
-            .collect();
+        let loads = loads(&server, &model, &mut rng);
         thread::sleep(Duration::from_millis(5 + rng.next() % 120));
         kill(&mut server);
-        for load in loads {
-            let done = load.join().expect("a client saw something illegal");
-            answered += done.answered;
-            assert_eq!(done.refused, 0, "a killed server refuses nothing");
-        }
+        total += answered(loads);
         if round % deep == 0 {
             place.is_clean();
         }
     }
     place.is_clean();
     println!(
-        "{name}: {answered} requests answered, {rounds} kills, {:?}",
+        "{name}: {total} requests answered, {rounds} kills, {:?}",
         begin.elapsed()
     );
-    assert!(answered > 5 * rounds, "hardly any load: {answered} answers");
+    assert!(total > 5 * rounds, "hardly any load: {total} answers");
 }
 
 #[test]

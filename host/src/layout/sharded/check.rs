@@ -183,8 +183,7 @@ impl Check {
                 None => break,
             }
         }
-        self.missing(&present);
-        Ok(())
+        self.missing(&present).await
     }
 
     /// What reads shards, if they are to be read.
@@ -261,24 +260,34 @@ impl Check {
         None
     }
 
-    fn missing(&mut self, present: &super::ranges::Ranges) {
-        let mut missing = Vec::new();
-        for (&page, states) in &self.states {
-            let shards = (self.record.shards() - page * PAGE_SHARDS).min(PAGE_SHARDS);
-            for at in 0..shards {
+    async fn missing(&mut self, present: &super::ranges::Ranges) -> Result<()> {
+        for (page, states) in std::mem::take(&mut self.states) {
+            let lost = |at: &u64| {
                 let shard = page * PAGE_SHARDS + at;
-                if states.get(at) == State::Written && !present.contains(shard) {
-                    missing.push(shard);
+                states.get(*at) == State::Written && !present.contains(shard)
+            };
+            let shards = (self.record.shards() - page * PAGE_SHARDS).min(PAGE_SHARDS);
+            let lost: Vec<u64> = (0..shards).filter(lost).collect();
+            if lost.is_empty() {
+                continue;
+            }
+            // Whoever serves the volume may have given them up since, and written them again.
+            let now = self.store.read(self.names.page(page)).await?;
+            let now =
+                now.and_then(|(bytes, _)| StatePage::decode(self.record.uuid, page, &bytes).ok());
+            let is_served = now.as_ref().is_some_and(|(now, ..)| *now != states);
+            for at in lost {
+                let key = self.names.shard(page * PAGE_SHARDS + at);
+                let given_up = now
+                    .as_ref()
+                    .is_some_and(|(now, ..)| now.get(at) != State::Written);
+                if given_up || is_served && self.store.head(key.clone()).await?.is_some() {
+                    continue;
                 }
+                let text = "written, and gone: its data is lost";
+                self.report.add(Finding::Missing, &key, text);
             }
         }
-        for shard in missing {
-            let key = self.names.shard(shard);
-            self.report.add(
-                Finding::Missing,
-                &key,
-                "written, and gone: its data is lost",
-            );
-        }
+        Ok(())
     }
 }

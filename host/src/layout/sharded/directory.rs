@@ -91,6 +91,11 @@ impl Directory {
         self.read().base.contains(page)
     }
 
+    /// The owner who put it last; 0 if it is as it was made.
+    pub(super) fn epoch(&self) -> u64 {
+        self.read().epoch
+    }
+
     /// The pages that exist.
     pub(super) fn pages(&self) -> Vec<u64> {
         self.read().base.pages().collect()
@@ -107,7 +112,7 @@ impl Directory {
 
     /// Puts it again if an earlier owner could still change it.
     pub(super) async fn take_over(&self, lease: &Arc<Lease>) -> Result<()> {
-        if lease.unclean == 0 || self.read().epoch > lease.unclean {
+        if lease.unclean == 0 || self.epoch() > lease.unclean {
             return Ok(());
         }
         self.write().unsure = true;

@@ -36,6 +36,10 @@ impl Default for Timing {
     }
 }
 
+/// Where the owner record is lost, later owners than the last one seen may have been; so many at
+/// the most.
+const EPOCHS_UNSEEN: u64 = 1 << 32;
+
 /// The record as it was last put, and its ETag.
 #[derive(Debug)]
 struct Own {
@@ -66,37 +70,52 @@ pub(super) struct Lease {
 impl Lease {
     /// Takes the volume, or says who has it. A takeover does not ask whether the owner lives.
     ///
+    /// `seen_epoch` is an epoch that the volume is known to have reached, 0 if it had no owner. It
+    /// matters where no record says who the last one was; without it the answer is `None` then.
+    ///
     /// # Errors
-    /// [`Kind::Busy`] with host, process and epoch of an owner that lives.
+    /// [`Kind::Busy`] with host, process and epoch of an owner that lives; [`Kind::Corrupt`] if the
+    /// record is lost and this is no takeover.
     pub(super) async fn take(
         store: &Store,
         key: String,
         uuid: Uuid,
         takeover: bool,
         timing: Timing,
-    ) -> Result<Arc<Self>> {
+        seen_epoch: Option<u64>,
+    ) -> Result<Option<Arc<Self>>> {
         let process = process::this()?;
-        let (mut epoch, mut unclean) = (1, 0);
         loop {
             let found = store.read(key.clone()).await?;
-            let condition = match &found {
-                None => store.if_absent(),
-                Some((bytes, etag)) => {
-                    let other = OwnerRecord::decode(uuid, bytes)?;
-                    match other.standing(&process, process::life) {
-                        _ if takeover => {}
-                        Standing::Released | Standing::Dead => {}
-                        Standing::Alive => return Err(busy(&other)),
-                        Standing::Unknown => {
-                            let seen = (etag.as_str(), &other);
-                            listen(store, &key, uuid, seen, timing).await?;
-                        }
-                    }
-                    epoch = other.stamp.epoch.saturating_add(1);
-                    unclean = other.last_unclean();
-                    store.if_match(etag)
+            let last = match &found {
+                None => None,
+                Some((bytes, _)) => match OwnerRecord::decode(uuid, bytes) {
+                    Err(error) if error.kind == Kind::Corrupt && takeover => None,
+                    Err(error) if error.kind == Kind::Corrupt => return Err(lost_record(&error)),
+                    decoded => Some(decoded?),
+                },
+            };
+            let (epoch, unclean) = match (&last, seen_epoch) {
+                (Some(last), _) => (last.stamp.epoch.saturating_add(1), last.last_unclean()),
+                (None, None) => return Ok(None),
+                (None, Some(0)) => (1, 0),
+                (None, Some(_)) if !takeover => return Err(lost_record("it is gone")),
+                (None, Some(seen)) => {
+                    let epoch = seen.saturating_add(EPOCHS_UNSEEN);
+                    (epoch, epoch - 1)
                 }
             };
+            let condition = match &found {
+                None => store.if_absent(),
+                Some((_, etag)) => store.if_match(etag),
+            };
+            if let (Some((_, etag)), Some(last), false) = (&found, &last, takeover) {
+                match last.standing(&process, process::life) {
+                    Standing::Released | Standing::Dead => {}
+                    Standing::Alive => return Err(busy(last)),
+                    Standing::Unknown => listen(store, &key, uuid, (etag, last), timing).await?,
+                }
+            }
             let record = OwnerRecord {
                 stamp: Stamp { epoch, sequence: 0 },
                 id: Uuid::random()?,
@@ -111,7 +130,7 @@ impl Lease {
                     let lease = Self::new(store.clone(), key, uuid, timing, own);
                     lease.confirmed(began);
                     runtime::handle().spawn(beat(Arc::downgrade(&lease), timing.heartbeat));
-                    return Ok(lease);
+                    return Ok(Some(lease));
                 }
                 // Somebody else was quicker: look again, and most likely find an owner that lives.
                 Swapped::Other(_) => {}
@@ -283,6 +302,13 @@ impl Lease {
     pub(super) async fn release(&self) -> Result<()> {
         self.put(true).await
     }
+}
+
+fn lost_record(what: impl std::fmt::Display) -> Error {
+    Error::new(
+        Kind::Corrupt,
+        format!("nobody can tell who has the volume, for its owner record is lost ({what}): make sure that no server has it, then say serve --takeover"),
+    )
 }
 
 fn busy(owner: &OwnerRecord) -> Error {

@@ -101,11 +101,23 @@ async fn is_upstream(store: &Store) -> Result<bool> {
 async fn take(
     store: &Store,
     names: &Names,
-    uuid: Uuid,
+    record: &VolumeRecord,
     takeover: bool,
     timing: Timing,
 ) -> Result<Arc<Lease>> {
-    Lease::take(store, names.owner(), uuid, takeover, timing).await
+    let take = |seen| Lease::take(store, names.owner(), record.uuid, takeover, timing, seen);
+    if let Some(lease) = take(None).await? {
+        return Ok(lease);
+    }
+    // A new volume, or one whose owner record is lost: who put the index tells how far the owners
+    // had come. Without an index the volume can only be removed.
+    let seen = match Directory::open(store, names, *record).await {
+        Ok(directory) => directory.epoch(),
+        Err(error) if error.kind == Kind::Corrupt => 0,
+        Err(error) => return Err(error),
+    };
+    let lease = take(Some(seen)).await?;
+    lease.ok_or_else(|| Error::new(Kind::Io, "the volume could not be taken"))
 }
 
 /// Opens a volume. What that costs does not depend on its size.
@@ -127,7 +139,7 @@ pub async fn open(chain: Chain, how: How) -> Result<Sharded> {
         return Ok(Sharded::new(pages, shard, how.looks));
     }
     probe::conditions(&store, &names).await?;
-    let lease = take(&store, &names, record.uuid, how.takeover, how.timing).await?;
+    let lease = take(&store, &names, &record, how.takeover, how.timing).await?;
     match open_owned(&store, &names, &lease).await {
         Ok(pages) => Ok(Sharded::new(pages, shard, false)),
         Err(error) => {
@@ -233,7 +245,7 @@ pub async fn create(
         Some(Existing::Volume(old, _)) => {
             let names = Names::of(old.uuid);
             Some((
-                take(&store, &names, old.uuid, false, Timing::default()).await?,
+                take(&store, &names, old, false, Timing::default()).await?,
                 names,
             ))
         }
@@ -339,7 +351,7 @@ pub async fn destroy(
     let store = Store::new(chain, fencing_is_external);
     let (record, _) = read_record(&store).await?;
     let names = Names::of(record.uuid);
-    let lease = take(&store, &names, record.uuid, false, Timing::default()).await?;
+    let lease = take(&store, &names, &record, false, Timing::default()).await?;
     let removed = remove_objects(&store, &names, &lease, progress).await?;
     delete(&store, vec![VOLUME.to_owned()]).await?;
     store.chain.close().await?;
@@ -358,7 +370,7 @@ pub async fn grow(
     let store = Store::new(chain, fencing_is_external);
     let (record, _) = read_record(&store).await?;
     let names = Names::of(record.uuid);
-    let lease = take(&store, &names, record.uuid, false, Timing::default()).await?;
+    let lease = take(&store, &names, &record, false, Timing::default()).await?;
     let grown = grow_owned(&store, size_bytes).await;
     lease.release().await?;
     store.chain.close().await?;

@@ -57,6 +57,18 @@ fn how() -> How {
     }
 }
 
+/// The same, by an owner whose lease runs out after 200 ms without a heartbeat.
+fn how_with_short_lease(patience_ms: u64) -> How {
+    How {
+        timing: Timing {
+            heartbeat: Duration::from_millis(20),
+            lease: Duration::from_millis(200),
+            patience: Duration::from_millis(patience_ms),
+        },
+        ..how()
+    }
+}
+
 async fn init(store: &Store, size_bytes: u64, way: Way) {
     let chain = Rig::new(store).chain();
     let made = manage::create(chain, plan(size_bytes, way), false, &mut |_| ()).await;

@@ -142,10 +142,7 @@ fn c17_changes_wait_for_a_late_heartbeat_but_are_not_acknowledged_without() {
     block_on(async {
         let store = store(Way::Whole);
         init(&store, SIZE, Way::Whole).await;
-        let mut how = how();
-        how.timing.heartbeat = Duration::from_millis(20);
-        how.timing.lease = Duration::from_millis(200);
-        how.timing.patience = Duration::from_millis(400);
+        let how = how_with_short_lease(400);
         let (volume, rig) = try_open(&store, how).await;
         let volume = volume.unwrap();
         write(&volume, 0, 1, 10).await.unwrap();
@@ -337,5 +334,52 @@ fn init_force_destroy_and_resize_are_refused_while_a_server_lives() {
             kind(manage::destroy(chain(), false, &mut |_| ()).await),
             Kind::NotFound
         );
+    });
+}
+
+#[test]
+fn c17_a_lost_owner_record_needs_a_takeover_which_shuts_everybody_out() {
+    block_on(async {
+        for is_gone in [true, false] {
+            let (store, old, _rig) = fresh(Way::Whole).await;
+            write(&old, 0, 1, 100).await.unwrap();
+            old.flush().await.unwrap();
+            let key = named(&store, "/owner").remove(0);
+            let mut record = store.peek(&key).unwrap();
+            match is_gone {
+                true => drop(store.remove(&key)),
+                false => {
+                    record[20] ^= 1;
+                    store.insert(&key, record);
+                }
+            }
+            let refused = try_open(&store, modest()).await.0.unwrap_err();
+            assert_eq!(refused.kind, Kind::Corrupt);
+            assert!(refused.message.contains("--takeover"), "{refused}");
+            let (new, _rig) = open(&store).await;
+            assert_eq!(read(&new, 0, 100).await.unwrap(), [1; 100]);
+            write(&new, 0, 2, 50).await.unwrap();
+            new.flush().await.unwrap();
+            assert_eq!(kind(old.flush().await), Kind::Fenced);
+            new.close().await.unwrap();
+            let (newest, _rig) = try_open(&store, modest()).await;
+            let newest = newest.unwrap();
+            assert_eq!(read(&newest, 49, 2).await.unwrap(), [2, 1]);
+        }
+    });
+}
+
+#[test]
+fn a_destroy_that_died_before_its_last_object_can_be_repeated() {
+    block_on(async {
+        let (store, volume, _rig) = fresh(Way::Whole).await;
+        write(&volume, 0, 1, 100).await.unwrap();
+        volume.close().await.unwrap();
+        for key in named(&store, "/") {
+            store.remove(&key);
+        }
+        let chain = Rig::new(&store).chain();
+        manage::destroy(chain, false, &mut |_| ()).await.unwrap();
+        assert_eq!(store.keys(), Vec::<String>::new());
     });
 }

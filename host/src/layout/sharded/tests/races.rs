@@ -195,10 +195,7 @@ fn c17_looking_at_the_owner_record_is_no_heartbeat() {
     block_on(async {
         let store = store(Way::Whole);
         init(&store, SIZE, Way::Whole).await;
-        let mut how = how();
-        how.timing.heartbeat = Duration::from_millis(20);
-        how.timing.lease = Duration::from_millis(200);
-        how.timing.patience = Duration::from_millis(100);
+        let how = how_with_short_lease(100);
         let rig = Rig::new(&store);
         let volume = manage::open(rig.chain(), how).await.unwrap();
         for _ in 0..200 {
