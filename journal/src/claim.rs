@@ -16,6 +16,9 @@ pub struct Ticket {
     pub epoch: u64,
     /// The last record that the store has, as far as the store was told.
     pub shipped_seq: u64,
+    /// The journal's disk had failed, and what came later went to the store alone: nothing in the
+    /// journal is needed, and it may be in any state.
+    pub passed_by: bool,
 }
 
 /// Who opens a journal.
@@ -104,7 +107,7 @@ impl Claim {
                 "the journal has {} records that volume {volume} does not know of: it was served without them; discard the journal to go on",
                 last_seq - superblock.shipped_seq
             )),
-            Some(ticket) if last_seq < ticket.shipped_seq => refuse(format!(
+            Some(ticket) if last_seq < ticket.shipped_seq && !ticket.passed_by => refuse(format!(
                 "the journal ends at record {last_seq} and the store has {}: it is an older copy, or its disk did not keep what it said",
                 ticket.shipped_seq
             )),
@@ -117,7 +120,7 @@ impl Claim {
     /// # Errors
     /// [`Kind::Missing`] if there should be one.
     pub fn check_absence(&self) -> Result<()> {
-        let Some(ticket) = self.ticket else {
+        let Some(ticket) = self.ticket.filter(|ticket| !ticket.passed_by) else {
             return Ok(());
         };
         let text = format!(
@@ -163,6 +166,7 @@ mod tests {
                 journal: Uuid([2; 16]),
                 epoch: 5,
                 shipped_seq: 10,
+                passed_by: false,
             }),
             moved: false,
         }

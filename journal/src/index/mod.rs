@@ -2,7 +2,7 @@
 //! Pure.
 //!
 //! ```text
-//! insert -> [ newest layer | sealed | sealed | oldest layer ] -> next_batch -> the store
+//! insert -> [ newest layer | sealed | sealed | oldest layer ] -> batch_behind -> the store
 //!                     read asks them from the newest on, then the store
 //! ```
 //!
@@ -127,19 +127,31 @@ impl Index {
         self.layers.iter().map(Layer::memory_bytes).sum()
     }
 
-    /// What the store has to get next, if there is anything; the same until it is
-    /// [`shipped`](Self::shipped). Later changes come into later batches.
-    pub fn next_batch(&mut self) -> Option<Batch> {
+    /// What the store has to get behind record `seq`, if there is anything: behind 0 what it has to
+    /// get first, behind the number of a batch the next one. It is the same until it is
+    /// [`shipped`](Self::shipped); later changes come into later batches.
+    pub fn batch_behind(&mut self, seq: u64) -> Option<Batch> {
         let last_seq = self.last_seq;
-        let oldest = &self.layers[0];
-        if oldest.is_empty() && self.layers.len() == 1 {
-            return None;
-        }
-        let batch = oldest.batch();
-        if self.layers.len() == 1 {
+        let waits = |layer: &&Layer| layer.last_seq() > seq && !layer.is_empty();
+        let batch = self.layers.iter().find(waits)?.batch();
+        if self
+            .layers
+            .back()
+            .is_some_and(|newest| newest.last_seq() == batch.seq)
+        {
             self.layers.push_back(Layer::new(last_seq));
         }
         Some(batch)
+    }
+
+    /// Makes one batch of all that the store does not have. No batch may be on its way.
+    pub fn merge(&mut self) {
+        let mut layers = std::mem::take(&mut self.layers).into_iter();
+        let mut all = layers.next().unwrap_or_else(|| Layer::new(self.last_seq));
+        for layer in layers {
+            all.insert(layer.last_seq(), &layer.batch().changes);
+        }
+        self.layers.push_back(all);
     }
 
     /// The store has every record up to `seq`, the number of a batch.

@@ -8,6 +8,7 @@ const VOLUME_BYTES: u64 = 300;
 enum Step {
     Record(Vec<Change>),
     Ship,
+    Merge,
     Read(Range<u64>),
 }
 
@@ -30,7 +31,7 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let record = prop::collection::vec(change(), 0..4).prop_map(Step::Record);
-    let step = prop_oneof![6 => record, 2 => Just(Step::Ship), 2 => range().prop_map(Step::Read)];
+    let step = prop_oneof![6 => record, 2 => Just(Step::Ship), 1 => Just(Step::Merge), 2 => range().prop_map(Step::Read)];
     prop::collection::vec(step, 1..80)
 }
 
@@ -61,9 +62,9 @@ fn read(index: &Index, store: &[u8], range: Range<u64>) -> Vec<u8> {
 }
 
 fn ship(index: &mut Index, store: &mut [u8], shard_bytes: u64) -> Option<u64> {
-    let batch = index.next_batch()?;
+    let batch = index.batch_behind(0)?;
     assert_eq!(
-        index.next_batch(),
+        index.batch_behind(0),
         Some(batch.clone()),
         "the same until it is shipped"
     );
@@ -111,6 +112,12 @@ proptest! {
                     prop_assert_eq!(&read(&index, &store, 0..VOLUME_BYTES), &now);
                     index.shipped(seq);
                 }
+                Step::Merge => {
+                    index.merge();
+                    if let Some(batch) = index.batch_behind(0) {
+                        prop_assert_eq!(batch.seq, index.last_seq());
+                    }
+                }
                 Step::Read(range) => {
                     let expected = &now[range.start as usize..range.end as usize];
                     prop_assert_eq!(read(&index, &store, range.clone()), expected);
@@ -147,6 +154,23 @@ fn overwritten_data_gives_its_memory_back_and_a_rest_keeps_all_of_it() {
 }
 
 #[test]
+fn batches_can_be_on_their_way_one_behind_the_other() {
+    let mut index = Index::new(0, 1);
+    let write = |byte| [Change::write(0, Data::new(vec![byte]))];
+    index.insert(1, &write(1)).unwrap();
+    index.insert(2, &write(2)).unwrap();
+    let first = index.batch_behind(0).unwrap();
+    let second = index.batch_behind(first.seq).unwrap();
+    assert_eq!((first.seq, second.seq), (1, 2));
+    assert_eq!(index.batch_behind(second.seq), None);
+    // What comes later is in neither.
+    index.insert(3, &write(3)).unwrap();
+    assert_eq!(index.batch_behind(first.seq), Some(second.clone()));
+    index.shipped(first.seq);
+    assert_eq!(index.batch_behind(0), Some(second));
+}
+
+#[test]
 fn a_record_that_came_late_is_refused() {
     let mut index = Index::new(7, 0);
     assert_eq!(index.insert(9, &[]), Err(OutOfOrder { expected_seq: 8 }));
@@ -164,7 +188,7 @@ fn a_trim_of_a_large_volume_is_one_group_and_its_edges() {
         what: What::Trim,
     };
     index.insert(1, &[trim]).unwrap();
-    let groups = index.next_batch().unwrap().by_shard(shard);
+    let groups = index.batch_behind(0).unwrap().by_shard(shard);
     let shards: Vec<_> = groups.iter().map(|group| group.shards.clone()).collect();
     assert_eq!(shards, [0..1, 1..524_288, 524_288..524_289]);
 }
@@ -176,9 +200,9 @@ fn c04_a_batch_has_the_number_of_its_last_record_even_if_that_changed_nothing() 
         .insert(1, &[Change::write(0, Data::new(vec![1]))])
         .unwrap();
     index.insert(2, &[]).unwrap();
-    assert_eq!(index.next_batch().unwrap().seq, 2);
+    assert_eq!(index.batch_behind(0).unwrap().seq, 2);
     index.shipped(2);
     // A record without changes alone is nothing to ship, and nothing waits for it.
     index.insert(3, &[]).unwrap();
-    assert_eq!(index.next_batch(), None);
+    assert_eq!(index.batch_behind(0), None);
 }

@@ -1,6 +1,6 @@
 //! Syncs, shared among those who wait, and what is told by them: how far the store is.
 
-use std::sync::MutexGuard;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::{Journal, State};
 use crate::error::{Error, Kind, Result};
@@ -62,18 +62,24 @@ impl Journal {
         while state.syncing {
             state = self.wait(state);
         }
-        if let Some(cause) = state.failed.clone() {
+        // A closed one stays closed.
+        if let Some(cause) = state
+            .failed
+            .clone()
+            .filter(|cause| cause.kind != Kind::Invalid)
+        {
             self.replace(&mut state, &cause.message);
             self.changed.notify_all();
         }
         state.check()
     }
 
-    /// Makes everything durable and says that the journal was left in order.
+    /// Makes everything durable and says that the journal was left in order. From then on another
+    /// process may have it, and every call here is an error.
     ///
     /// # Errors
     /// As [`sync`](Self::sync).
-    pub fn close(self) -> Result<()> {
+    pub fn close(&self) -> Result<()> {
         self.sync()?;
         let mut state = self.state();
         let superblock = Superblock {
@@ -85,6 +91,8 @@ impl Journal {
         synced.map_err(|error| Error::os(&error, "closing the journal"))?;
         state.settle(superblock);
         self.drop_older(&mut state);
+        state.failed = Some(Error::new(Kind::Invalid, "the journal was closed"));
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
 

@@ -46,8 +46,8 @@ impl Usage {
 /// acknowledged is lost.
 pub struct Journal {
     disk: Arc<dyn Disk>,
-    /// Keeps other processes out as long as it lives.
-    _lock: Box<dyn Send + Sync>,
+    /// Keeps other processes out until the journal is closed.
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
     state: Mutex<State>,
     /// A sync ended, or room was made.
     changed: Condvar,
@@ -197,6 +197,7 @@ impl Journal {
             journal: superblock.journal,
             epoch: superblock.epoch,
             shipped_seq: superblock.shipped_seq,
+            passed_by: false,
         }
     }
 

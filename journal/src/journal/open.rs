@@ -77,6 +77,9 @@ impl Journal {
             claim.check_absence()?;
             return fresh(lock);
         };
+        if claim.ticket.is_some_and(|ticket| ticket.passed_by) {
+            return fresh(lock);
+        }
         let chain = Chain::open(&*disk, claim.volume, newest)?;
         let replay = match chain.check(claim) {
             Ok(()) => chain.replay()?,
@@ -179,7 +182,7 @@ fn list(disk: &dyn Disk, volume: Uuid) -> Result<(Vec<u64>, Vec<String>)> {
 fn journal(disk: Arc<dyn Disk>, lock: Box<dyn Send + Sync>, state: State) -> Journal {
     Journal {
         disk,
-        _lock: lock,
+        lock: Mutex::new(Some(lock)),
         state: Mutex::new(state),
         changed: Condvar::new(),
     }

@@ -52,6 +52,7 @@ fn c12_f01_sigkill_loses_nothing_that_was_acknowledged() {
             journal: found.superblock.journal,
             epoch: 1,
             shipped_seq: 0,
+            passed_by: false,
         };
         let disk = Directory::open(&path).unwrap();
         let opened = open(disk, &claim(2, Some(ticket)), RING_BLOCKS).unwrap();

@@ -79,6 +79,28 @@ fn c12_what_was_acknowledged_is_there_again_on_a_real_disk() {
 }
 
 #[test]
+fn f21_a_journal_that_was_passed_by_is_not_needed_in_any_state() {
+    // Its disk lost the end of it, all but the name, and that, too.
+    let ruins: [fn(&Path); 3] = [
+        |_| (),
+        |file| std::fs::write(file, b"nothing").unwrap(),
+        |file| std::fs::remove_file(file).unwrap(),
+    ];
+    for ruin in ruins {
+        let stage = Stage::new();
+        let ticket = Ticket {
+            passed_by: true,
+            shipped_seq: 9,
+            ..stage.leave_one()
+        };
+        ruin(&stage.file());
+        let opened = stage.open(&claim(2, Some(ticket))).unwrap();
+        assert_eq!(opened.records, []);
+        assert_ne!(opened.journal.ticket().journal, ticket.journal);
+    }
+}
+
+#[test]
 fn f66_a_second_process_is_kept_out() {
     let stage = Stage::new();
     let _first = stage.open(&claim(1, None)).unwrap();
