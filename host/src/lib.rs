@@ -3,13 +3,14 @@
 //! The rooms in the order in which a request walks through them; imports go that way only.
 //!
 //! ```text
-//! serve -> nbd -> export -> layout -> backend -> plugin
+//! serve -> nbd -> export -> journal -> layout -> backend -> plugin
 //! ```
 //!
 //! - [`cli`]: what was typed, what is meant, what is done.
 //! - [`serve`]: sockets, threads, memory, the end: who is served.
 //! - [`nbd`]: the protocol: bytes to requests, requests to replies.
 //! - [`export`]: what a client sees of a volume, and the order of what is done to it.
+//! - [`journal`]: acknowledged changes that wait for the store, safe from a crash.
 //! - [`layout`]: a volume over objects.
 //! - [`backend`]: objects, whoever keeps them; the guard before every hop.
 //! - [`plugin`]: shared libraries: found, checked, loaded, called.
@@ -23,6 +24,8 @@ pub mod serve;
 pub mod nbd;
 
 pub mod export;
+
+pub mod journal;
 
 pub mod layout;
 

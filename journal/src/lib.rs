@@ -28,4 +28,6 @@ mod journal;
 pub mod error;
 pub mod uuid;
 
-pub use journal::{discard, inspect, Inspection, Journal, Opened, Options, Recovered, Usage};
+pub use journal::{
+    discard, inspect, volumes, Inspection, Journal, Opened, Options, Recovered, Usage,
+};

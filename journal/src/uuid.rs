@@ -13,6 +13,20 @@ impl Uuid {
         bytes[8] = bytes[8] & 0x3f | 0x80;
         Self(bytes)
     }
+
+    /// Reads what [`Display`](fmt::Display) writes, and nothing else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: Vec<u8> = text.bytes().filter(|&c| c != b'-').collect();
+        let mut bytes = [0; 16];
+        if digits.len() != 2 * bytes.len() {
+            return None;
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        let uuid = Self(bytes);
+        (uuid.to_string() == text).then_some(uuid)
+    }
 }
 
 impl fmt::Display for Uuid {
@@ -30,5 +44,25 @@ impl fmt::Display for Uuid {
 impl fmt::Debug for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_read_as_it_is_written_and_in_no_other_way() {
+        let uuid = Uuid::from_random([0xab; 16]);
+        let text = uuid.to_string();
+        assert_eq!(Uuid::parse(&text), Some(uuid));
+        for wrong in [
+            text.replace('-', ""),
+            text.to_uppercase(),
+            format!("{text}0"),
+            text.replace("ab", "+b"),
+        ] {
+            assert_eq!(Uuid::parse(&wrong), None, "{wrong}");
+        }
     }
 }

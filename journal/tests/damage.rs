@@ -2,7 +2,6 @@
 
 mod common;
 
-use common::recorder::{Image, Recorder};
 use common::{block, claim, file_name, open};
 use nbd_rs_journal::change::{Change, What};
 use nbd_rs_journal::claim::Ticket;
@@ -10,6 +9,7 @@ use nbd_rs_journal::data::Data;
 use nbd_rs_journal::error::Kind;
 use nbd_rs_journal::format::superblock::{MARK_AT, RING_AT, SUPERBLOCKS_AT};
 use nbd_rs_journal::{Opened, Recovered};
+use nbd_rs_recorder_disk::{Image, Recorder};
 
 const RING_BLOCKS: u64 = 9;
 

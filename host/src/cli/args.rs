@@ -7,6 +7,8 @@ use nbd_rs_plugin::options::{self, display_size};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use crate::journal::open::RING_LIMITS;
+use crate::journal::FlushTo;
 use crate::serve::listen::Address;
 
 /// A Network Block Device server whose storage backends are plugins.
@@ -76,6 +78,8 @@ pub enum Command {
     /// Grow a volume that is not being served.
     #[command(after_help = "Example: nbd-rs resize --size 200Gi sharded s3://bucket/prefix/")]
     Resize(Resize),
+    /// Look at journals: acknowledged writes that the store does not have yet.
+    Journal(Journal),
     /// List the plugins that were found, and what was refused and why.
     Plugins(Plugins),
 }
@@ -110,6 +114,9 @@ pub struct Init {
     /// Start an empty volume even where one exists. Its contents are lost.
     #[arg(long)]
     pub force: bool,
+    /// The journal of one that is replaced goes with it.
+    #[command(flatten)]
+    pub directory: JournalDir,
     /// The volume.
     #[command(flatten)]
     pub volume: VolumeArgs,
@@ -137,6 +144,9 @@ pub struct Serve {
     /// with 75.
     #[arg(long, conflicts_with = "read_only")]
     pub takeover: bool,
+    /// How acknowledged writes are kept until the store has them.
+    #[command(flatten)]
+    pub gather: Gather,
     /// Permissions of unix sockets, octal.
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = parse_mode)]
     pub socket_mode: u32,
@@ -148,9 +158,112 @@ pub struct Serve {
     pub memory: u64,
 }
 
+/// Where acknowledged writes wait until the store has them.
+#[derive(Debug, Args)]
+pub struct Gather {
+    /// sharded: keep acknowledged writes in a journal in this directory until the store has them
+    /// [default: in the state directory].
+    #[arg(long, value_name = "DIR")]
+    pub journal: Option<PathBuf>,
+    /// Have every write in the store before it is acknowledged.
+    #[arg(long, conflicts_with = "journal")]
+    pub no_journal: bool,
+    /// The journal's size; half of it is what may wait in memory.
+    #[arg(long, value_name = "SIZE", default_value = "128Mi", value_parser = parse_journal_size)]
+    pub journal_size: u64,
+    /// What a flush waits for: the store (remote), or this machine's disk (local).
+    #[arg(long, value_name = "WHAT", default_value = "remote", value_parser = parse_flush)]
+    pub flush: FlushTo,
+    /// Give up acknowledged writes that wait in a journal that is not here.
+    #[arg(long)]
+    pub accept_lost_writes: bool,
+    /// The journal was moved here from another machine or place, and the first one is gone.
+    #[arg(long)]
+    pub journal_moved: bool,
+}
+
+/// `nbd-rs journal`.
+#[derive(Debug, Args)]
+#[command(after_help = JOURNAL_HELP)]
+pub struct Journal {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: JournalCommand,
+}
+
+const JOURNAL_HELP: &str = "\
+Examples:
+  nbd-rs journal verify
+  nbd-rs journal replay sharded cache+retry+s3://bucket/prefix/
+  nbd-rs journal discard 5f0c1e52-0d5c-4f5e-9c0a-3f5f7e1f0a11
+
+verify exits with 5 if a journal is damaged.";
+
+/// Its commands.
+#[derive(Debug, Subcommand)]
+pub enum JournalCommand {
+    /// Check every byte of all journals, or of one volume's; nothing is changed.
+    Verify(JournalVerify),
+    /// Send what waits in a volume's journal to its store, without serving the volume.
+    Replay(JournalReplay),
+    /// Remove a volume's journal.
+    Discard(JournalDiscard),
+}
+
+/// `nbd-rs journal verify`.
+#[derive(Debug, Args)]
+pub struct JournalVerify {
+    /// Which directory.
+    #[command(flatten)]
+    pub directory: JournalDir,
+    /// For scripts.
+    #[arg(long)]
+    pub json: bool,
+    /// The volume's identity [default: all that are there].
+    pub uuid: Option<String>,
+}
+
+/// `nbd-rs journal replay`.
+#[derive(Debug, Args)]
+pub struct JournalReplay {
+    /// Which directory.
+    #[command(flatten)]
+    pub directory: JournalDir,
+    /// The journal was moved here from another machine or place, and the first one is gone.
+    #[arg(long = "journal-moved")]
+    pub moved: bool,
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
+/// `nbd-rs journal discard`.
+#[derive(Debug, Args)]
+pub struct JournalDiscard {
+    /// Which directory.
+    #[command(flatten)]
+    pub directory: JournalDir,
+    /// Also if acknowledged writes wait in it: they are lost.
+    #[arg(long)]
+    pub force: bool,
+    /// The volume's identity, as nbd-rs info shows it.
+    pub uuid: String,
+}
+
+/// The directory of journals.
+#[derive(Debug, Args)]
+pub struct JournalDir {
+    /// The directory of journals [default: in the state directory].
+    #[arg(long, value_name = "DIR")]
+    pub journal: Option<PathBuf>,
+}
+
 /// `nbd-rs destroy`.
 #[derive(Debug, Args)]
 pub struct Destroy {
+    /// Its journal goes with it.
+    #[command(flatten)]
+    pub directory: JournalDir,
     /// The volume.
     #[command(flatten)]
     pub volume: VolumeArgs,
@@ -217,6 +330,25 @@ const MIN_MEMORY_BYTES: u64 = 64 << 20;
 
 fn parse_size(text: &str) -> Result<u64, String> {
     options::size(text).map_err(|error| error.message.into())
+}
+
+fn parse_journal_size(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        bytes if RING_LIMITS.contains(&bytes) => Ok(bytes.next_multiple_of(4096)),
+        _ => Err(format!(
+            "must be from {} to {}",
+            display_size(*RING_LIMITS.start()),
+            display_size(*RING_LIMITS.end())
+        )),
+    }
+}
+
+fn parse_flush(text: &str) -> Result<FlushTo, String> {
+    match text {
+        "remote" => Ok(FlushTo::Remote),
+        "local" => Ok(FlushTo::Local),
+        _ => Err("must be remote or local".to_owned()),
+    }
 }
 
 fn parse_volume_size(text: &str) -> Result<u64, String> {

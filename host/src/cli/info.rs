@@ -79,6 +79,14 @@ fn json(volume: &Volume, export: &Export, facts: Option<&Facts>) -> serde_json::
             "intended": facts.shards[1],
             "written": facts.shards[2],
         });
+        json["journal"] = json!(facts.journal.as_ref().map(|entry| json!({
+            "journal": entry.ticket.journal.to_string(),
+            "host": entry.host,
+            "needed": !entry.ticket.passed_by,
+            "epoch": entry.ticket.epoch,
+            "stored_record": entry.ticket.shipped_seq,
+            "said": entry.said_s,
+        })));
         json["owner"] = json!(owner.map(|(who, standing)| json!({
             "who": who,
             "standing": standing,
@@ -122,6 +130,13 @@ fn facts_lines(facts: &Facts) -> Vec<(&'static str, String)> {
             format!("{written} written, {intended} reserved, {never} never"),
         ),
         ("owner", owner),
+        (
+            "journal",
+            match &facts.journal {
+                Some(entry) => format!("writes may wait in {entry}"),
+                None => "nothing waits in one".to_owned(),
+            },
+        ),
     ]
 }
 

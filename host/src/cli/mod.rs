@@ -4,6 +4,7 @@ pub mod args;
 mod argv;
 mod check;
 mod info;
+mod journal;
 mod progress;
 mod serve;
 mod usage;
@@ -104,6 +105,7 @@ fn run(cli: Cli) -> Done<ExitCode> {
         Command::Check(args) => return check::run(&args, &registry),
         Command::Resize(args) => volume::resize(&args, &registry)?,
         Command::Serve(args) => return serve::run(args, &registry),
+        Command::Journal(args) => return journal::run(&args, &registry),
         Command::Plugins(_) => {}
     }
     Ok(ExitCode::SUCCESS)

@@ -12,6 +12,8 @@ use super::info::access;
 use super::{say, volume, Done, Trouble};
 use crate::error::{quoted as named, Error, Kind, Result};
 use crate::export::Export;
+use crate::journal;
+use crate::journal::open::{How, Place};
 use crate::layout::open::{Access, Volume};
 use crate::nbd::options::Exports;
 use crate::nbd::wire::constants::MAX_STRING_BYTES;
@@ -35,6 +37,7 @@ const SIGXFSZ: i32 = 25;
 pub(super) fn run(args: Serve, registry: &Registry) -> Done<ExitCode> {
     let asked = understand(&args.export, args.read_only, registry)?;
     let mut signals = runtime::block_on(async { Signals::catch() })?;
+    let how = gathering(&args);
     let mut addresses = args.listen;
     if addresses.is_empty() {
         addresses.push(DEFAULT_ADDRESS.parse()?);
@@ -43,7 +46,7 @@ pub(super) fn run(args: Serve, registry: &Registry) -> Done<ExitCode> {
     let bind = |address: &Address| Listener::bind(address, args.socket_mode);
     let listeners: Vec<Listener> = addresses.iter().map(bind).collect::<Result<_>>()?;
     let access = Access::serving(args.read_only, args.takeover);
-    let exports = open_exports(asked, access, registry)?;
+    let exports = open_exports(asked, access, &how, registry)?;
     announce(&listeners, &exports);
     let limits = Limits {
         connections: args.max_connections,
@@ -135,15 +138,34 @@ fn understand(
     Ok(asked)
 }
 
+/// How writes are gathered.
+fn gathering(args: &Serve) -> How {
+    let gather = &args.gather;
+    How {
+        place: match &gather.journal {
+            _ if gather.no_journal => Place::None,
+            Some(path) => Place::At(path.clone()),
+            None => Place::Default,
+        },
+        ring_bytes: gather.journal_size,
+        flush_to: gather.flush,
+        accept_lost_writes: gather.accept_lost_writes,
+        moved: gather.journal_moved,
+        takeover: args.takeover,
+    }
+}
+
 fn open_exports(
     asked: Vec<(String, Volume)>,
     access: Access,
+    how: &How,
     registry: &Registry,
 ) -> Result<Exports> {
     let mut exports = Exports::default();
     for (name, volume) in asked {
         let shown = named(&name, 80);
         let opened = volume::open(&volume, registry, access);
+        let opened = opened.and_then(|volume| runtime::block_on(journal::open::open(volume, how)));
         let layout = opened.map_err(|error| error.context(format_args!("export {shown}")))?;
         volume::warn_of_size(&volume, layout.size());
         let export = Export::new(name, volume.to_string(), layout, access == Access::ReadOnly);

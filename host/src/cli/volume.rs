@@ -4,7 +4,7 @@ use nbd_rs_plugin::options::display_size;
 
 use super::args::{Destroy, Init, Resize, VolumeArgs};
 use super::progress::Progress;
-use super::{argv, say, Done, Trouble};
+use super::{argv, journal, say, Done, Trouble};
 use crate::error::{Error, Kind, Result};
 use crate::export::Export;
 use crate::layout::open::{Access, NewVolume, Volume};
@@ -45,6 +45,7 @@ pub(super) fn init(args: &Init, registry: &Registry) -> Done<()> {
         true => size_of(&volume, registry),
         false => None,
     };
+    let old = args.force.then(|| journal::identity(&volume, registry));
     let new = NewVolume {
         size_bytes: args.size,
         shard_bytes: args.shard_size,
@@ -55,6 +56,7 @@ pub(super) fn init(args: &Init, registry: &Registry) -> Done<()> {
     let made = runtime::block_on(volume.create(registry, &new, &mut show));
     progress.end();
     made?;
+    args.directory.forget(old.flatten());
     let size = display_size(args.size);
     let lost = match before {
         Some(before) => format!("; the {} that were there are gone", display_size(before)),
@@ -77,11 +79,13 @@ fn size_of(volume: &Volume, registry: &Registry) -> Option<u64> {
 /// `nbd-rs destroy`.
 pub(super) fn destroy(args: &Destroy, registry: &Registry) -> Done<()> {
     let volume = of(&args.volume, registry)?;
+    let identity = journal::identity(&volume, registry);
     let mut progress = Progress::new("objects deleted");
     let mut show = |done| progress.show(done, None);
     let destroyed = runtime::block_on(volume.destroy(registry, &mut show));
     progress.end();
     destroyed.map_err(|error| missing(&volume, error, ""))?;
+    args.directory.forget(identity);
     say(format_args!("{volume}: destroyed"));
     Ok(())
 }

@@ -3,10 +3,13 @@
 mod dirty;
 mod durability;
 mod gather;
+pub mod ledger;
 pub mod open;
 pub mod raw;
 pub mod sharded;
 pub mod split;
+
+use std::sync::Arc;
 
 use nbd_rs_plugin::{Body, Capabilities, Data, Extent, ReadFlags, ZeroFlags};
 
@@ -35,6 +38,11 @@ pub trait Layout: Send + Sync {
     fn close(&self) -> Later<()>;
     /// What a flush means, for people.
     fn flush_means(&self) -> &'static str;
+    /// What the volume keeps about a journal before it, if it is open to write and its writes are
+    /// worth gathering.
+    fn ledger(&self) -> Option<Arc<dyn ledger::Ledger>> {
+        None
+    }
     /// Waits until the volume may not be served any longer, and says why.
     fn lost(&self) -> Later<()> {
         Box::pin(std::future::pending())

@@ -59,19 +59,35 @@ impl Directory {
         }
         Ok(file)
     }
+
+    fn is_named(&self, file: &File, name: &str) -> io::Result<bool> {
+        let here = rustix::fs::fstat(file)?;
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        match rustix::fs::statat(&self.handle, name, flags) {
+            Ok(there) => Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
 impl Disk for Directory {
     fn lock(&self, name: &str) -> io::Result<Box<dyn Send + Sync>> {
-        let mut file = self.file(name, OFlags::CREATE)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(held_by(&mut file)),
-            Err(errno) => return Err(errno.into()),
+        loop {
+            let mut file = self.file(name, OFlags::CREATE)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(held_by(&mut file)),
+                Err(errno) => return Err(errno.into()),
+            }
+            // Whoever had it may have removed it: then the name is another file's by now.
+            if !self.is_named(&file, name)? {
+                continue;
+            }
+            file.set_len(0)?;
+            file.write_all_at(std::process::id().to_string().as_bytes(), 0)?;
+            return Ok(Box::new(file));
         }
-        file.set_len(0)?;
-        file.write_all_at(std::process::id().to_string().as_bytes(), 0)?;
-        Ok(Box::new(file))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {

@@ -129,19 +129,20 @@ impl Index {
 
     /// What the store has to get behind record `seq`, if there is anything: behind 0 what it has to
     /// get first, behind the number of a batch the next one. It is the same until it is
-    /// [`shipped`](Self::shipped); later changes come into later batches.
-    pub fn batch_behind(&mut self, seq: u64) -> Option<Batch> {
+    /// [`shipped`](Self::shipped); later changes come into later batches. The newest layer may
+    /// still grow: only with `seal` it is given, and sealed.
+    pub fn batch_behind(&mut self, seq: u64, seal: bool) -> Option<Batch> {
         let last_seq = self.last_seq;
-        let waits = |layer: &&Layer| layer.last_seq() > seq && !layer.is_empty();
-        let batch = self.layers.iter().find(waits)?.batch();
-        if self
-            .layers
-            .back()
-            .is_some_and(|newest| newest.last_seq() == batch.seq)
-        {
+        let newest = self.layers.len() - 1;
+        let waits = |layer: &Layer| layer.last_seq() > seq && !layer.is_empty();
+        let at = self.layers.iter().position(waits)?;
+        if at == newest {
+            if !seal {
+                return None;
+            }
             self.layers.push_back(Layer::new(last_seq));
         }
-        Some(batch)
+        Some(self.layers[at].batch())
     }
 
     /// Makes one batch of all that the store does not have. No batch may be on its way.

@@ -21,7 +21,7 @@ mod names;
 mod open;
 mod replace;
 
-pub use open::{discard, inspect, Inspection, Opened, Options, Recovered};
+pub use open::{discard, inspect, volumes, Inspection, Opened, Options, Recovered};
 
 /// Of the ring, in percent: beyond it writers should be slowed down.
 const HIGH_WATER_PERCENT: u64 = 80;

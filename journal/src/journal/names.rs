@@ -41,6 +41,19 @@ pub(super) fn of_volume(volume: Uuid, names: &[String]) -> (Vec<u64>, Vec<String
     )
 }
 
+/// The volumes that have files among these names.
+pub(super) fn volumes(names: &[String]) -> Vec<Uuid> {
+    let volume = |name: &String| {
+        let volume = Uuid::parse(name.split('.').next()?)?;
+        let (generations, unfinished) = of_volume(volume, std::slice::from_ref(name));
+        (!generations.is_empty() || !unfinished.is_empty()).then_some(volume)
+    };
+    let mut volumes: Vec<Uuid> = names.iter().filter_map(volume).collect();
+    volumes.sort_unstable();
+    volumes.dedup();
+    volumes
+}
+
 fn file_of(volume: Uuid, generation: &str) -> String {
     format!("{volume}.{generation}{FILE}")
 }
@@ -66,5 +79,7 @@ mod tests {
         let (generations, unfinished) = of_volume(mine, &names);
         assert_eq!(generations, [9, 10]);
         assert_eq!(unfinished, [new_file(mine, 11)]);
+        assert_eq!(volumes(&names), [mine, other]);
+        assert_eq!(volumes(&[lock(mine), "1.journal".to_owned()]), []);
     }
 }

@@ -131,6 +131,16 @@ pub fn inspect(disk: &dyn Disk, volume: Uuid) -> Result<Inspection> {
     })
 }
 
+/// The volumes that have a journal on this disk.
+///
+/// # Errors
+/// What the disk says.
+pub fn volumes(disk: &dyn Disk) -> Result<Vec<Uuid>> {
+    let names = disk.names();
+    let names = names.map_err(|error| Error::os(&error, "looking for journals"))?;
+    Ok(names::volumes(&names))
+}
+
 /// Removes the volume's journal, whatever is in it.
 ///
 /// # Errors
@@ -147,6 +157,8 @@ pub fn discard(disk: &dyn Disk, volume: Uuid) -> Result<()> {
         .chain(files)
         .map(|name| disk.remove(&name));
     let all = removed.try_for_each(|removed| removed);
+    // One that stays is harmless.
+    let _ = disk.remove(&names::lock(volume));
     let all = all.and_then(|()| disk.sync());
     all.map_err(|error| Error::os(&error, "removing the journal"))
 }

@@ -5,8 +5,6 @@
 #[path = "../../../host/tests/common/rng.rs"]
 pub(crate) mod rng;
 
-pub(crate) mod recorder;
-
 use std::sync::Arc;
 
 use nbd_rs_journal::change::{Change, What};

@@ -6,8 +6,8 @@ use nbd_rs_journal::claim::Ticket;
 use nbd_rs_journal::error::Kind;
 use nbd_rs_journal::{Journal, Opened};
 
-use crate::common::recorder::{Faults, Image, Recorder};
 use crate::common::{block, claim, file_name, open, seqs};
+use nbd_rs_recorder_disk::{Faults, Image, Recorder};
 
 const RING_BLOCKS: u64 = 32;
 

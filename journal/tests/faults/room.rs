@@ -8,8 +8,8 @@ use nbd_rs_journal::data::Data;
 use nbd_rs_journal::error::Kind;
 use nbd_rs_journal::Journal;
 
-use crate::common::recorder::{Image, Recorder};
 use crate::common::{block, claim, open, options};
+use nbd_rs_recorder_disk::{Image, Recorder};
 
 fn start(blocks: u64) -> Arc<Journal> {
     let disk = Recorder::start(Image::default());

@@ -7,9 +7,9 @@ use nbd_rs_journal::error::Kind;
 use nbd_rs_journal::uuid::Uuid;
 use nbd_rs_journal::{Journal, Opened};
 
-use crate::common::recorder::{Faults, Image, Recorder};
 use crate::common::rng::Rng;
 use crate::common::{any_changes, claim, options};
+use nbd_rs_recorder_disk::{Faults, Image, Recorder};
 
 /// The process dies, or the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,7 +188,7 @@ impl World {
     pub(crate) fn crash(&self, moment: usize, crash: Crash, rng: &mut Rng) -> World {
         let disk = match crash {
             Crash::Kill => self.disk.after_kill(moment),
-            Crash::Power => Recorder::start(self.disk.power_cut(moment, rng)),
+            Crash::Power => Recorder::start(self.disk.power_cut(moment, &mut || rng.next())),
         };
         let mut next = World {
             start: disk.moment(),

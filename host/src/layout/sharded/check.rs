@@ -12,7 +12,7 @@ use super::pages::Pages;
 use super::state::{State, StatePage, PAGE_SHARDS};
 use super::store::Store;
 use super::volume::{VolumeRecord, Way};
-use super::{manage, trailer::UNIT_BYTES};
+use super::{manage, ticket, trailer::UNIT_BYTES};
 use crate::backend::chain::Chain;
 use crate::error::{Error, Kind, Result};
 
@@ -125,6 +125,14 @@ impl Check {
             if let Err(error) = OwnerRecord::decode(self.record.uuid, &bytes) {
                 self.report.add(Finding::Damaged, &key, error.message);
             }
+        }
+        let key = self.names.journal();
+        match ticket::read(&self.store, key.clone(), self.record.uuid).await {
+            Ok(_) => {}
+            Err(error) if is_damage(&error) => {
+                self.report.add(Finding::Damaged, &key, error.message);
+            }
+            Err(error) => return Err(error),
         }
         let pages = match Directory::open(&self.store, &self.names, self.record).await {
             Ok(directory) => directory.pages(),
@@ -252,6 +260,7 @@ impl Check {
         let known = page.is_some_and(|page| page < self.record.pages())
             || key == names.owner()
             || key == names.index()
+            || key == names.journal()
             || key.starts_with(&format!("{}probe-", names.all()));
         if !known {
             let text = "no name that this volume uses";

@@ -21,6 +21,7 @@ pub(super) enum What {
     Owner = b'O',
     Index = b'I',
     Page = b'P',
+    Journal = b'J',
 }
 
 impl What {
@@ -30,6 +31,7 @@ impl What {
             What::Owner => "owner record",
             What::Index => "index of state pages",
             What::Page => "state page",
+            What::Journal => "journal record",
         }
     }
 }

@@ -15,9 +15,10 @@ use super::state::{State, StatePage, PAGE_SHARDS};
 use super::store::{Store, Swapped};
 use super::uuid::Uuid;
 use super::volume::{VolumeRecord, Way};
-use super::{probe, process, Sharded};
+use super::{probe, process, ticket, Sharded};
 use crate::backend::chain::Chain;
 use crate::error::{Error, Kind, Result};
+use crate::layout::ledger::Entry;
 
 /// Objects in one bulk delete.
 const BULK: usize = 1000;
@@ -59,6 +60,8 @@ pub struct Facts {
     pub owner: Option<(String, &'static str)>,
     /// Shards that are never, intended, written.
     pub shards: [u64; 3],
+    /// Where acknowledged writes may wait that the store does not have.
+    pub journal: Option<Entry>,
 }
 
 /// The volume record, or why there is none.
@@ -179,6 +182,12 @@ async fn warn_of_writer(store: &Store, names: &Names, uuid: Uuid) -> Result<()> 
                  old and new data"
             );
         }
+    }
+    match ticket::read(store, names.journal(), uuid).await?.0 {
+        Some(entry) if !entry.ticket.passed_by => tracing::warn!(
+            "acknowledged writes may wait in {entry}: what is read here may be older"
+        ),
+        _ => {}
     }
     Ok(())
 }
@@ -429,6 +438,7 @@ pub async fn facts(chain: &Chain) -> Result<Facts> {
         record,
         owner: owner(&store, &names, record.uuid).await?,
         shards,
+        journal: ticket::read(&store, names.journal(), record.uuid).await?.0,
     })
 }
 

@@ -4,7 +4,7 @@
 //! - pure: `frame` around each record, `volume`, `owner`, `state`, `index`, `trailer`,
 //!   `names`, `image`, `page`, `ranges`;
 //! - `store`: the chain as it is used here; `probe`: does it obey;
-//! - `lease`: who may write; `pages` and `directory`: what was written; `reaper`: what goes;
+//! - `lease`: who may write; `ticket`: where writes wait; `pages` and `directory`: what was written; `reaper`: what goes;
 //! - `whole` and `in_place`: the two ways to keep a shard;
 //! - `manage`: make, open, grow, remove; `check`: compare.
 
@@ -28,6 +28,7 @@ mod ranges;
 mod reaper;
 mod state;
 mod store;
+mod ticket;
 mod trailer;
 mod trailers;
 mod uuid;
@@ -46,6 +47,7 @@ use nbd_rs_plugin::{
 };
 
 use super::durability::{Durability, Failed};
+use super::ledger::Ledger;
 use super::split::{cut, parts, split, Part, Split};
 use super::Layout;
 use crate::backend::{Answer, Later};
@@ -55,6 +57,7 @@ use image::Edit;
 use in_place::InPlace;
 use pages::Pages;
 use state::State;
+use ticket::{Book, Tickets};
 use trailer::UNIT_BYTES;
 use whole::Whole;
 
@@ -605,6 +608,18 @@ impl Layout for Sharded {
         Box::pin(async move { inner.close().await })
     }
 
+    fn ledger(&self) -> Option<Arc<dyn Ledger>> {
+        let pages = &self.inner.pages;
+        // Shards in place are in the page cache, which survives the process: nothing is to gain.
+        let writer = pages
+            .writer
+            .as_ref()
+            .filter(|_| pages.record.way == Way::Whole)?;
+        let (store, key) = (pages.store.clone(), pages.names.journal());
+        let tickets = Tickets::new(store, key, pages.record.uuid, writer.lease.clone());
+        Some(Arc::new(Book(tickets)))
+    }
+
     fn lost(&self) -> Later<()> {
         let inner = self.inner.clone();
         Box::pin(async move {
@@ -617,4 +632,4 @@ impl Layout for Sharded {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

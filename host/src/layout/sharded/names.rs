@@ -31,6 +31,10 @@ impl Names {
         format!("{}index", self.prefix)
     }
 
+    pub(super) fn journal(&self) -> String {
+        format!("{}journal", self.prefix)
+    }
+
     pub(super) fn probe(&self, nonce: Uuid) -> String {
         format!("{}probe-{nonce}", self.prefix)
     }

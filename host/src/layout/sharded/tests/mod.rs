@@ -5,10 +5,10 @@ mod damage;
 mod faults;
 mod owners;
 mod races;
-mod random;
-mod rig;
+pub(crate) mod random;
+pub(crate) mod rig;
 #[path = "../../../../tests/common/rng.rs"]
-mod rng;
+pub(crate) mod rng;
 mod size;
 
 use std::time::Duration;
@@ -26,14 +26,14 @@ pub(crate) const SHARD: u64 = 64 << 10;
 /// A few shards, the last one not whole.
 pub(crate) const SIZE: u64 = 20 * SHARD + 5000;
 
-fn store(way: Way) -> Store {
+pub(crate) fn store(way: Way) -> Store {
     match way {
         Way::Whole => Store::with(LIKE_S3),
         Way::InPlace => Store::default(),
     }
 }
 
-fn plan(size_bytes: u64, way: Way) -> Plan {
+pub(crate) fn plan(size_bytes: u64, way: Way) -> Plan {
     Plan {
         size_bytes,
         shard_bytes: SHARD,
@@ -43,7 +43,7 @@ fn plan(size_bytes: u64, way: Way) -> Plan {
 }
 
 /// Opens to write, from whoever had it before.
-fn how() -> How {
+pub(crate) fn how() -> How {
     How {
         writes: true,
         looks: false,
@@ -69,13 +69,13 @@ fn how_with_short_lease(patience_ms: u64) -> How {
     }
 }
 
-async fn init(store: &Store, size_bytes: u64, way: Way) {
+pub(crate) async fn init(store: &Store, size_bytes: u64, way: Way) {
     let chain = Rig::new(store).chain();
     let made = manage::create(chain, plan(size_bytes, way), false, &mut |_| ()).await;
     made.unwrap();
 }
 
-async fn open(store: &Store) -> (Sharded, Rig) {
+pub(crate) async fn open(store: &Store) -> (Sharded, Rig) {
     let rig = Rig::new(store);
     let volume = manage::open(rig.chain(), how()).await.unwrap();
     (volume, rig)
@@ -88,7 +88,7 @@ async fn fresh(way: Way) -> (Store, Sharded, Rig) {
     (store, volume, rig)
 }
 
-fn bytes_of(data: &Data) -> Vec<u8> {
+pub(crate) fn bytes_of(data: &Data) -> Vec<u8> {
     let mut bytes = Vec::new();
     for piece in data.pieces() {
         match piece {
@@ -100,7 +100,7 @@ fn bytes_of(data: &Data) -> Vec<u8> {
     bytes
 }
 
-async fn read(volume: &Sharded, offset: u64, len: u64) -> Result<Vec<u8>> {
+pub(crate) async fn read(volume: &dyn Layout, offset: u64, len: u64) -> Result<Vec<u8>> {
     let data = volume
         .read(offset, len, ReadFlags::LEND_HOLES)
         .wait()
@@ -109,21 +109,26 @@ async fn read(volume: &Sharded, offset: u64, len: u64) -> Result<Vec<u8>> {
     Ok(bytes_of(&data))
 }
 
-fn body(bytes: Vec<u8>) -> Body {
+pub(crate) fn body(bytes: Vec<u8>) -> Body {
     Body::One(Bytes::from(bytes))
 }
 
-async fn write(volume: &Sharded, offset: u64, byte: u8, len: u64) -> Result<()> {
+pub(crate) async fn write(volume: &dyn Layout, offset: u64, byte: u8, len: u64) -> Result<()> {
     let body = body(vec![byte; len as usize]);
     volume.write(offset, body, false).wait().await
 }
 
-async fn zero(volume: &Sharded, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+pub(crate) async fn zero(
+    volume: &dyn Layout,
+    offset: u64,
+    len: u64,
+    flags: ZeroFlags,
+) -> Result<()> {
     volume.zero(offset, len, flags).wait().await
 }
 
 /// Names of a volume's objects with this in them.
-fn named(store: &Store, part: &str) -> Vec<String> {
+pub(crate) fn named(store: &Store, part: &str) -> Vec<String> {
     let keys = store.keys().into_iter();
     keys.filter(|key| key.contains(part)).collect()
 }

@@ -62,17 +62,17 @@ fn c08_a_question_about_extents_never_brings_a_deleted_shard_back() {
         let volume = std::sync::Arc::new(volume);
         // So many that the first is not open any more, and the next to open makes one go.
         for shard in 0..=MOST_OPEN as u64 {
-            write(&volume, shard * SHARD, 1, 512).await.unwrap();
+            write(&*volume, shard * SHARD, 1, 512).await.unwrap();
         }
         let (syncs, deletes) = (rig.hold("sync"), rig.hold("shard/000000000000"));
         let asked = tokio::spawn(volume.extents(0, SHARD, 9).wait());
         a_moment().await;
-        zero(&volume, 0, SHARD, ZeroFlags::NONE).await.unwrap();
+        zero(&*volume, 0, SHARD, ZeroFlags::NONE).await.unwrap();
         drop(syncs);
         let _ = asked.await.unwrap();
         drop(deletes);
         until_deleted(&store, "shard/000000000000").await;
-        write(&volume, 0, 2, 512).await.unwrap();
+        write(&*volume, 0, 2, 512).await.unwrap();
         volume.flush().await.unwrap();
         rig.kill();
         let (volume, _rig) = open(&store).await;

@@ -10,17 +10,17 @@ use super::rng::Rng;
 use super::*;
 use crate::runtime::block_on;
 
-const UNIT: u64 = 4096;
+pub(crate) const UNIT: u64 = 4096;
 
 /// What a volume may hold.
-struct Model {
-    bytes: Vec<u8>,
+pub(crate) struct Model {
+    pub(crate) bytes: Vec<u8>,
     /// By unit: what else it may hold, since it is not known what became of a change.
-    or: BTreeMap<u64, Vec<Vec<u8>>>,
+    pub(crate) or: BTreeMap<u64, Vec<Vec<u8>>>,
 }
 
 #[derive(Debug, Clone)]
-enum Op {
+pub(crate) enum Op {
     Write(u64, Vec<u8>, bool),
     Zero(u64, u64, ZeroFlags),
 }
@@ -33,7 +33,7 @@ impl Op {
         }
     }
 
-    async fn run(&self, volume: &Sharded) -> Result<()> {
+    pub(crate) async fn run(&self, volume: &dyn Layout) -> Result<()> {
         match self {
             Op::Write(offset, bytes, fua) => {
                 volume
@@ -52,7 +52,7 @@ fn unit_of(bytes: &[u8], unit: u64) -> Vec<u8> {
 }
 
 impl Model {
-    fn apply(bytes: &mut [u8], op: &Op) {
+    pub(crate) fn apply(bytes: &mut [u8], op: &Op) {
         let range = op.range();
         let range = range.start as usize..range.end as usize;
         match op {
@@ -66,7 +66,7 @@ impl Model {
         }
     }
 
-    fn done(&mut self, op: &Op, result: &Result<()>) {
+    pub(crate) fn done(&mut self, op: &Op, result: &Result<()>) {
         let mut after = self.bytes.clone();
         Self::apply(&mut after, op);
         match result {
@@ -81,7 +81,7 @@ impl Model {
     }
 
     /// Compares, and settles what was open.
-    async fn compare(&mut self, volume: &Sharded, when: &str) {
+    pub(crate) async fn compare(&mut self, volume: &dyn Layout, when: &str) {
         let mut all = Vec::new();
         let mut at = 0;
         while at < SIZE {
@@ -104,7 +104,7 @@ impl Model {
     }
 }
 
-fn random_op(rng: &mut Rng, within: std::ops::Range<u64>) -> Op {
+pub(crate) fn random_op(rng: &mut Rng, within: std::ops::Range<u64>) -> Op {
     let room = within.end - within.start;
     let most = [600, 5000, 70_000, 300_000][(rng.next() % 4) as usize];
     let len = (1 + rng.next() % most).min(room);
@@ -142,7 +142,7 @@ fn random_op(rng: &mut Rng, within: std::ops::Range<u64>) -> Op {
 }
 
 /// Cuts the volume at random places; between units if what fails must be told apart.
-fn cuts(rng: &mut Rng, count: u64, grain: u64) -> Vec<std::ops::Range<u64>> {
+pub(crate) fn cuts(rng: &mut Rng, count: u64, grain: u64) -> Vec<std::ops::Range<u64>> {
     let cut = |_| rng.next() % SIZE / grain * grain;
     let mut cuts: Vec<u64> = (0..count - 1).map(cut).collect();
     cuts.extend([0, SIZE]);

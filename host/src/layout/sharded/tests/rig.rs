@@ -14,7 +14,7 @@ use crate::backend::chain::Chain;
 use crate::backend::guard::guard;
 use crate::backend::memory::Store;
 
-pub(super) const LIKE_S3: CapabilityFlags = CapabilityFlags(
+pub(crate) const LIKE_S3: CapabilityFlags = CapabilityFlags(
     CapabilityFlags::WRITABLE.0
         | CapabilityFlags::IF_ABSENT.0
         | CapabilityFlags::IF_MATCH.0
@@ -25,7 +25,7 @@ pub(super) const LIKE_S3: CapabilityFlags = CapabilityFlags(
 
 /// What goes wrong with a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It fails with this kind, and nothing happens.
     Fails(Kind),
     /// It happens, and the answer is lost.
@@ -36,8 +36,8 @@ pub(super) enum Fault {
 
 /// One server's way to the store. The objects outlive it.
 #[derive(Clone)]
-pub(super) struct Rig {
-    pub(super) store: Store,
+pub(crate) struct Rig {
+    pub(crate) store: Store,
     next: Next,
     shared: Arc<Shared>,
 }
@@ -67,7 +67,7 @@ fn dead() -> Error {
 }
 
 impl Rig {
-    pub(super) fn new(store: &Store) -> Self {
+    pub(crate) fn new(store: &Store) -> Self {
         let shared = Shared::default();
         shared.life.store(i64::MAX, Ordering::Relaxed);
         Self {
@@ -77,21 +77,21 @@ impl Rig {
         }
     }
 
-    pub(super) fn chain(&self) -> Chain {
+    pub(crate) fn chain(&self) -> Chain {
         guard(export_backend(self.clone()), "rig").into()
     }
 
     /// From now on nothing this server does has an effect.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         self.shared.dead.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.shared.dead.load(Ordering::SeqCst)
     }
 
     /// It dies at its so-manieth change from now, which happens or not.
-    pub(super) fn die_at(&self, change: i64, last_happens: bool) {
+    pub(crate) fn die_at(&self, change: i64, last_happens: bool) {
         self.shared
             .last_happens
             .store(last_happens, Ordering::SeqCst);
@@ -99,17 +99,17 @@ impl Rig {
     }
 
     /// The next change of an object with this in its name goes wrong.
-    pub(super) fn fault(&self, name: &str, fault: Fault) {
+    pub(crate) fn fault(&self, name: &str, fault: Fault) {
         lock(&self.shared.faults).push((name.to_owned(), fault));
     }
 
     /// Nothing goes wrong any more.
-    pub(super) fn no_faults(&self) {
+    pub(crate) fn no_faults(&self) {
         lock(&self.shared.faults).clear();
     }
 
     /// Changes of objects with this in their names are on their way until the guard is dropped.
-    pub(super) fn hold(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(crate) fn hold(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let gate = Arc::new(tokio::sync::Mutex::new(()));
         let guard = gate.clone().try_lock_owned().unwrap();
         lock(&self.shared.gates).push((name.to_owned(), gate));
@@ -127,16 +127,16 @@ impl Rig {
         }
     }
 
-    pub(super) fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.shared.calls.load(Ordering::Relaxed)
     }
 
-    pub(super) fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.shared.changes.load(Ordering::Relaxed)
     }
 
     /// What was not synced is lost.
-    pub(super) fn lose_power(&self) {
+    pub(crate) fn lose_power(&self) {
         self.kill();
         for (key, was) in std::mem::take(&mut *lock(&self.shared.unsynced)) {
             match was {
@@ -245,7 +245,7 @@ impl Backend for Rig {
     }
 }
 
-pub(super) struct RigObject {
+pub(crate) struct RigObject {
     rig: Rig,
     key: String,
     object: NextObject,
@@ -312,10 +312,10 @@ impl Object for RigObject {
 }
 
 /// A store that says it obeys conditions, and puts whatever comes.
-pub(super) struct Liar(Next);
+pub(crate) struct Liar(Next);
 
 impl Liar {
-    pub(super) fn over(store: &Store) -> Chain {
+    pub(crate) fn over(store: &Store) -> Chain {
         guard(export_backend(Self(store.backend().into())), "liar").into()
     }
 }

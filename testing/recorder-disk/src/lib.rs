@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nbd_rs_journal::disk::{Disk, DiskFile};
 use nbd_rs_journal::format::superblock::FileIdentity;
 
-use super::rng::Rng;
-
 /// What every disk writes whole or not at all.
 const SECTOR: usize = 512;
+
+/// A source of random numbers; the same ones make the same losses.
+pub type Random<'a> = &'a mut dyn FnMut() -> u64;
 
 type FileId = u64;
 
@@ -45,29 +46,34 @@ enum Op {
 
 /// The calls of a kind that fail next.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Faults {
-    pub(crate) syncs: u32,
-    pub(crate) writes: u32,
-    pub(crate) creates: u32,
-    pub(crate) name_syncs: u32,
+pub struct Faults {
+    /// Syncs of a file.
+    pub syncs: u32,
+    /// Writes.
+    pub writes: u32,
+    /// New files.
+    pub creates: u32,
+    /// Syncs of the directory.
+    pub name_syncs: u32,
     /// The errno of the failing calls; 0 is EIO.
-    pub(crate) errno: i32,
+    pub errno: i32,
     /// Syncs that say they did it, and did not.
-    pub(crate) lies: u32,
+    pub lies: u32,
 }
 
 type Hook = Box<dyn FnMut() + Send>;
 
 /// What is on the disk when nobody runs.
 #[derive(Clone, Default)]
-pub(crate) struct Image {
-    pub(crate) names: BTreeMap<String, FileId>,
+pub struct Image {
+    /// Which file has which name.
+    pub names: BTreeMap<String, FileId>,
     files: BTreeMap<FileId, Arc<Vec<u8>>>,
 }
 
 impl Image {
     /// The bytes of the file of that name.
-    pub(crate) fn file(&mut self, name: &str) -> &mut Vec<u8> {
+    pub fn file(&mut self, name: &str) -> &mut Vec<u8> {
         let file = self.files.get_mut(&self.names[name]);
         Arc::make_mut(file.expect("a file"))
     }
@@ -121,11 +127,11 @@ struct Inner {
 
 /// See the module.
 #[derive(Clone, Default)]
-pub(crate) struct Recorder(Arc<Mutex<Inner>>);
+pub struct Recorder(Arc<Mutex<Inner>>);
 
 impl Recorder {
     /// A machine that starts with this disk.
-    pub(crate) fn start(image: Image) -> Self {
+    pub fn start(image: Image) -> Self {
         let next_file = image.files.keys().max().map_or(1, |last| last + 1);
         Self(Arc::new(Mutex::new(Inner {
             now: image.clone(),
@@ -135,36 +141,38 @@ impl Recorder {
         })))
     }
 
-    pub(crate) fn disk(&self) -> Arc<dyn Disk> {
+    /// It, as the journal sees it.
+    pub fn disk(&self) -> Arc<dyn Disk> {
         Arc::new(self.clone())
     }
 
     /// How many calls were kept so far: a moment to crash at.
-    pub(crate) fn moment(&self) -> usize {
+    pub fn moment(&self) -> usize {
         self.inner().ops.len()
     }
 
     /// Syncs of files that were asked for.
-    pub(crate) fn syncs(&self) -> u64 {
+    pub fn syncs(&self) -> u64 {
         self.inner().syncs
     }
 
-    pub(crate) fn fail(&self, faults: Faults) {
+    /// Has calls fail from now on.
+    pub fn fail(&self, faults: Faults) {
         self.inner().faults = faults;
     }
 
     /// Reads fail from now on, but for that many.
-    pub(crate) fn fail_reads_after(&self, reads: u32) {
+    pub fn fail_reads_after(&self, reads: u32) {
         self.inner().reads_left = Some(reads);
     }
 
     /// Does this in the middle of the next sync.
-    pub(crate) fn in_next_sync(&self, hook: impl FnMut() + Send + 'static) {
+    pub fn in_next_sync(&self, hook: impl FnMut() + Send + 'static) {
         self.inner().in_next_sync = Some(Box::new(hook));
     }
 
     /// What is there after the process died at that moment: everything that it did.
-    pub(crate) fn killed(&self, moment: usize) -> Image {
+    pub fn killed(&self, moment: usize) -> Image {
         let inner = self.inner();
         let mut image = inner.base.clone();
         for op in &inner.ops[..moment] {
@@ -175,7 +183,7 @@ impl Recorder {
 
     /// The same machine after the process died at that moment. What was not synced may still be
     /// lost with the power; that a sync failed is not told again.
-    pub(crate) fn after_kill(&self, moment: usize) -> Self {
+    pub fn after_kill(&self, moment: usize) -> Self {
         let now = self.killed(moment);
         let inner = self.inner();
         Self(Arc::new(Mutex::new(Inner {
@@ -189,16 +197,16 @@ impl Recorder {
 
     /// What is there after the machine lost power at that moment: what was synced, and of the
     /// rest any part.
-    pub(crate) fn power_cut(&self, moment: usize, rng: &mut Rng) -> Image {
+    pub fn power_cut(&self, moment: usize, rng: Random<'_>) -> Image {
         self.cut(moment, How::any, rng)
     }
 
     /// The same now, and nothing is kept that was not synced.
-    pub(crate) fn power_cut_at_its_worst(&self) -> Image {
-        self.cut(self.moment(), |_| How::NOTHING, &mut Rng::new(0))
+    pub fn power_cut_at_its_worst(&self) -> Image {
+        self.cut(self.moment(), |_| How::NOTHING, &mut || 0)
     }
 
-    fn cut(&self, moment: usize, how: fn(&mut Rng) -> How, rng: &mut Rng) -> Image {
+    fn cut(&self, moment: usize, how: fn(Random<'_>) -> How, rng: Random<'_>) -> Image {
         let inner = self.inner();
         let mut cut = Cut {
             image: inner.base.clone(),
@@ -265,19 +273,19 @@ impl How {
         spoils: false,
     };
 
-    fn any(rng: &mut Rng) -> Self {
+    fn any(rng: Random<'_>) -> Self {
         Self {
-            kept: rng.next() % 5,
+            kept: rng() % 5,
             spoils: true,
         }
     }
 
-    fn keeps(self, rng: &mut Rng) -> bool {
-        rng.next() % 4 < self.kept
+    fn keeps(self, rng: Random<'_>) -> bool {
+        rng() % 4 < self.kept
     }
 
-    fn spoils(self, rng: &mut Rng) -> bool {
-        self.spoils && rng.next().is_multiple_of(16)
+    fn spoils(self, rng: Random<'_>) -> bool {
+        self.spoils && rng().is_multiple_of(16)
     }
 }
 
@@ -286,11 +294,11 @@ struct Cut {
     image: Image,
     writes: Vec<Op>,
     names: Vec<Op>,
-    how: fn(&mut Rng) -> How,
+    how: fn(Random<'_>) -> How,
 }
 
 impl Cut {
-    fn follow(&mut self, op: &Op, rng: &mut Rng) {
+    fn follow(&mut self, op: &Op, rng: Random<'_>) {
         match op {
             Op::Write { .. } => self.writes.push(op.clone()),
             Op::Sync { file } => {
@@ -323,7 +331,7 @@ impl Cut {
     }
 
     /// Keeps a write, or loses it, or tears it between sectors.
-    fn keep_some(&mut self, op: &Op, how: How, rng: &mut Rng) {
+    fn keep_some(&mut self, op: &Op, how: How, rng: Random<'_>) {
         let Op::Write {
             file,
             offset,
@@ -332,7 +340,7 @@ impl Cut {
         else {
             return;
         };
-        let whole = rng.next().is_multiple_of(2);
+        let whole = rng().is_multiple_of(2);
         if whole {
             if how.keeps(rng) {
                 self.image.write(*file, *offset, bytes);
@@ -347,7 +355,8 @@ impl Cut {
             if how.keeps(rng) {
                 self.image.write(*file, place, &bytes[at..end]);
             } else if how.spoils(rng) {
-                self.image.write(*file, place, &rng.bytes(end - at));
+                let noise: Vec<u8> = (at..end).map(|_| rng() as u8).collect();
+                self.image.write(*file, place, &noise);
             }
             at = end;
         }

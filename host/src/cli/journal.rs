@@ -1,0 +1,173 @@
+//! `nbd-rs journal`: what waits in journals, sending it, giving it up.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nbd_rs_plugin::options::display_size;
+use serde_json::json;
+
+use super::args::{
+    Journal, JournalCommand, JournalDir, JournalDiscard, JournalReplay, JournalVerify,
+};
+use super::{say, volume, Done, Trouble};
+use crate::error::{Error, Kind};
+use crate::journal::manage::{self, Uuid, Verified};
+use crate::journal::open::{How, Place};
+use crate::journal::{self, place};
+use crate::layout::open::{Access, Volume};
+use crate::plugin::Registry;
+use crate::runtime;
+
+/// Exit code: data is lost.
+const DAMAGED: u8 = 5;
+
+/// Runs one of its commands.
+pub(super) fn run(args: &Journal, registry: &Registry) -> Done<ExitCode> {
+    match &args.command {
+        JournalCommand::Verify(args) => verify(args),
+        JournalCommand::Replay(args) => replay(args, registry).map(|()| ExitCode::SUCCESS),
+        JournalCommand::Discard(args) => discard(args).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// The directory that was named, or the one in the state directory.
+fn directory(named: &JournalDir) -> Done<PathBuf> {
+    let found = named.journal.clone().or_else(place::of_this_process);
+    found.ok_or_else(|| {
+        let text = "neither STATE_DIRECTORY nor HOME says where journals are: say --journal DIR";
+        Trouble::Wrong(Error::new(Kind::Invalid, text))
+    })
+}
+
+fn volume_of(text: &str) -> Done<Uuid> {
+    Uuid::parse(text).ok_or_else(|| {
+        let text = "a volume is named by its uuid here, as nbd-rs info shows it";
+        Trouble::Wrong(Error::new(Kind::Invalid, text))
+    })
+}
+
+fn verify(args: &JournalVerify) -> Done<ExitCode> {
+    let directory = directory(&args.directory)?;
+    let volume = args.uuid.as_deref().map(volume_of).transpose()?;
+    let verified = manage::verify(&directory, volume)?;
+    if args.json {
+        let all: Vec<serde_json::Value> = verified.iter().map(as_json).collect();
+        say(format_args!("{:#}", json!(all)));
+    } else {
+        if verified.is_empty() {
+            say(format_args!("no journals in {}", directory.display()));
+        }
+        verified.iter().for_each(|verified| say(as_text(verified)));
+    }
+    let is_bad = |verified: &Verified| {
+        let error = verified.found.as_ref().err();
+        error.is_some_and(|error| error.kind != Kind::Busy)
+    };
+    Ok(match verified.iter().any(is_bad) {
+        true => ExitCode::from(DAMAGED),
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn as_json(Verified { volume, found }: &Verified) -> serde_json::Value {
+    let mut json = json!({ "volume": volume.to_string() });
+    match found {
+        Ok(found) => {
+            json["journal"] = json!(found.superblock.journal.to_string());
+            json["epoch"] = json!(found.superblock.epoch);
+            json["closed"] = json!(!found.superblock.open);
+            json["records"] = json!(found.records);
+            json["bytes"] = json!(found.bytes);
+            json["ring_bytes"] = json!(found.superblock.ring_bytes);
+            json["last_record"] = json!(found.last_seq);
+        }
+        Err(error) => json["error"] = json!(error.to_string()),
+    }
+    json
+}
+
+fn as_text(Verified { volume, found }: &Verified) -> String {
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return format!("volume {volume}: {error}"),
+    };
+    let end = match found.superblock.open {
+        true => "left open",
+        false => "closed",
+    };
+    let waits = match found.records {
+        0 => "nothing waits".to_owned(),
+        records => format!("{records} records wait ({})", display_size(found.bytes)),
+    };
+    let ring = display_size(found.superblock.ring_bytes);
+    let journal = found.superblock.journal;
+    format!("volume {volume}: {waits}; journal {journal} of {ring}, whole, {end}")
+}
+
+/// Opens the volume as a server would, which sends everything, and gives it back.
+fn replay(args: &JournalReplay, registry: &Registry) -> Done<()> {
+    let volume = volume::of(&args.volume, registry)?;
+    let how = How {
+        place: args.directory.place(),
+        moved: args.moved,
+        ..How::default()
+    };
+    let layout = volume::open(&volume, registry, Access::ReadWrite)?;
+    runtime::block_on(async {
+        let journaled = journal::open::open(layout, &how).await?;
+        journaled.flush().await?;
+        journaled.close().await
+    })?;
+    say(format_args!("{volume}: nothing waits in a journal"));
+    Ok(())
+}
+
+fn discard(args: &JournalDiscard) -> Done<()> {
+    let directory = directory(&args.directory)?;
+    let volume = volume_of(&args.uuid)?;
+    let waiting = manage::waiting(&directory, volume);
+    let what = match waiting {
+        Some(0) => None,
+        Some(records) => Some(format!("{records} acknowledged writes wait in it")),
+        None => Some("nobody can say what waits in it".to_owned()),
+    };
+    if let Some(what) = what.as_ref().filter(|_| !args.force) {
+        let exists = manage::verify(&directory, None)?;
+        if exists.iter().any(|verified| verified.volume == volume) {
+            let text = format!("{what}: --force gives them up");
+            return Err(Error::new(Kind::Invalid, text).into());
+        }
+    }
+    match manage::discard(&directory, volume)? {
+        true => say(format_args!("the journal of volume {volume} is gone")),
+        false => say(format_args!("volume {volume} has no journal here")),
+    }
+    Ok(())
+}
+
+impl JournalDir {
+    pub(super) fn place(&self) -> Place {
+        match &self.journal {
+            Some(path) => Place::At(path.clone()),
+            None => Place::Default,
+        }
+    }
+
+    /// Removes what is here of the journal of a volume that is gone.
+    pub(super) fn forget(&self, volume: Option<Uuid>) {
+        let directory = self.journal.clone().or_else(place::of_this_process);
+        let (Some(volume), Some(directory)) = (volume, directory.filter(|path| path.is_dir()))
+        else {
+            return;
+        };
+        if let Err(error) = manage::discard(&directory, volume) {
+            tracing::warn!("the journal of volume {volume} was not removed: {error}");
+        }
+    }
+}
+
+/// The identity of a volume, if it has one.
+pub(super) fn identity(volume: &Volume, registry: &Registry) -> Option<Uuid> {
+    let facts = runtime::block_on(volume.facts(registry)).ok()??;
+    Some(Uuid(facts.record.uuid.0))
+}

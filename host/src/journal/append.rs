@@ -1,0 +1,302 @@
+//! Changes on their way in: into the journal, past it, or waiting until there is room.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use nbd_rs_journal::change::{Change, What};
+use nbd_rs_journal::data::Data;
+use nbd_rs_journal::error::Kind as JournalKind;
+use nbd_rs_plugin::{Body, ZeroFlags};
+
+use super::{blocking, of_disk, ship, Core, Mode, FLUSH_PATIENCE, UNIT_BYTES};
+use crate::backend::Answer;
+use crate::error::{Kind, Result};
+use crate::runtime;
+
+/// Shorter bodies are copied: the memory they come in may be several times their size, and is
+/// wanted back.
+const COPIED_BYTES: u64 = 1 << 20;
+/// A sync is begun ahead of the shipper after so many bytes, so that it need not wait for the disk.
+const AHEAD_BYTES: u64 = 16 << 20;
+/// This part of the ring is kept for what is put behind all other records again: where it had no
+/// room those before it could not be done with, and there would never be any.
+const RESERVE: u64 = 8;
+/// The longest that a writer is slowed down before it must wait.
+const SLOWEST: Duration = Duration::from_millis(20);
+
+/// A body as it waits in memory.
+pub(super) fn kept(body: &Body) -> Data {
+    match body {
+        Body::One(bytes) if body.len() >= COPIED_BYTES => Data::new(bytes.clone()),
+        _ => {
+            let mut copy = Vec::with_capacity(body.len() as usize);
+            for piece in body.pieces() {
+                copy.extend_from_slice(piece);
+            }
+            Data::new(copy)
+        }
+    }
+}
+
+/// The units that a range covers whole; one that the volume's end cuts counts as whole.
+pub(super) fn whole_units(range: Range<u64>, volume_bytes: u64) -> Range<u64> {
+    let start = range.start.next_multiple_of(UNIT_BYTES);
+    let end = match range.end == volume_bytes {
+        true => range.end,
+        false => range.end / UNIT_BYTES * UNIT_BYTES,
+    };
+    start..end.max(start)
+}
+
+/// What became of an attempt.
+enum Appended {
+    /// It is record so-and-so.
+    As(u64),
+    /// There is no room.
+    Full,
+    /// The journal's disk failed.
+    DiskFailed,
+}
+
+impl Core {
+    /// Makes a change: at once, if nothing stands in the way.
+    pub(super) fn change(self: &Arc<Self>, change: Change, fua: bool) -> Answer<()> {
+        if self.takes_at_once() {
+            match self.append(std::slice::from_ref(&change)) {
+                Ok(Appended::As(_)) if !fua => return Answer::Ready(Ok(())),
+                Ok(Appended::As(seq)) => {
+                    let core = self.clone();
+                    return Answer::later(async move { core.durable(seq, false).await });
+                }
+                Ok(Appended::Full | Appended::DiskFailed) => {}
+                Err(error) => return Answer::Ready(Err(error)),
+            }
+        }
+        let core = self.clone();
+        Answer::later(async move { core.change_when_possible(change, fua).await })
+    }
+
+    fn takes_at_once(&self) -> bool {
+        let progress = self.progress.borrow();
+        progress.mode == Mode::Journal
+            && progress.failure.is_none()
+            && self.unshipped.pressure().is_none()
+            && self.ledger.is_held()
+    }
+
+    async fn change_when_possible(self: &Arc<Self>, change: Change, fua: bool) -> Result<()> {
+        let mut progress = self.progress.subscribe();
+        let began = Instant::now();
+        if let Some(pressure) = self.unshipped.pressure() {
+            self.wake.notify_one();
+            let slow_down = SLOWEST.mul_f64(pressure);
+            // Room that comes meanwhile is no news: the pause is short.
+            let _ = runtime::timeout(slow_down, std::future::pending::<()>()).await;
+        }
+        loop {
+            self.ledger.held().await?;
+            let now = progress.borrow_and_update().clone();
+            // What frees space on a full store is let through.
+            let needs_space = change.data().is_some();
+            if let Some(full) = now.failure.as_ref().filter(|_| needs_space) {
+                if full.kind == Kind::NoSpace {
+                    return Err(full.clone());
+                }
+            }
+            match now.mode {
+                Mode::Journal if !self.unshipped.is_full() => {
+                    match self.append(std::slice::from_ref(&change))? {
+                        Appended::As(seq) if fua => return self.durable(seq, false).await,
+                        Appended::As(_) => return Ok(()),
+                        Appended::Full | Appended::DiskFailed => self.wake.notify_one(),
+                    }
+                }
+                Mode::Journal => self.wake.notify_one(),
+                Mode::Past => return self.pass(&change, fua).await,
+                Mode::Draining => {
+                    if let Some(failure) = now.failure.filter(|_| began.elapsed() > FLUSH_PATIENCE)
+                    {
+                        return Err(failure);
+                    }
+                }
+            }
+            let _ = runtime::timeout(ship::RETRY, progress.changed()).await;
+        }
+    }
+
+    /// Appends changes as one record.
+    fn append(self: &Arc<Self>, changes: &[Change]) -> Result<Appended> {
+        let usage = self.journal.usage();
+        if usage.used_bytes >= usage.ring_bytes - usage.ring_bytes / RESERVE {
+            return Ok(Appended::Full);
+        }
+        let order = self.order.read().unwrap_or_else(PoisonError::into_inner);
+        let appended = self.append_in_order(changes);
+        drop(order);
+        appended
+    }
+
+    fn append_in_order(self: &Arc<Self>, changes: &[Change]) -> Result<Appended> {
+        let was_empty = self.unshipped.is_empty();
+        let mut number = 0;
+        let appended = self.journal.append(changes, |seq| {
+            number = seq;
+            self.unshipped.insert(seq, changes);
+        });
+        match appended {
+            Ok(usage) => {
+                if was_empty || self.unshipped.is_worth_it() || usage.is_high() {
+                    self.wake.notify_one();
+                }
+                self.sync_ahead(changes.iter().map(|change| change.len).sum());
+                Ok(Appended::As(number))
+            }
+            Err(error) if error.kind == JournalKind::Full => Ok(Appended::Full),
+            Err(error)
+                if error.kind == JournalKind::Invalid && self.journal.failure().is_none() =>
+            {
+                Err(of_disk(error))
+            }
+            Err(error) => {
+                tracing::error!("the journal takes nothing in: {error}");
+                Ok(Appended::DiskFailed)
+            }
+        }
+    }
+
+    fn sync_ahead(self: &Arc<Self>, bytes: u64) {
+        let before = self.ahead_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes < AHEAD_BYTES {
+            return;
+        }
+        self.ahead_bytes.store(0, Ordering::Relaxed);
+        let core = self.clone();
+        // Whoever needs the sync asks again, and is told if it failed.
+        drop(runtime::handle().spawn_blocking(move || core.journal.sync()));
+    }
+
+    /// Puts what waits of these ranges behind all other records, so that those before it can be
+    /// done with. Whether there was room.
+    pub(super) fn append_again(self: &Arc<Self>, ranges: &[Range<u64>]) -> Result<bool> {
+        let _alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
+        for range in ranges {
+            for piece in self.unshipped.read(range.clone()) {
+                let what = match piece.source {
+                    nbd_rs_journal::index::Source::Store => continue,
+                    nbd_rs_journal::index::Source::Zeros => What::Zero,
+                    nbd_rs_journal::index::Source::Data(data) => What::Data(data),
+                };
+                let change = Change {
+                    offset: piece.range.start,
+                    len: piece.range.end - piece.range.start,
+                    what,
+                };
+                match self.append_in_order(std::slice::from_ref(&change))? {
+                    Appended::As(_) => {}
+                    Appended::Full | Appended::DiskFailed => return Ok(false),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes a change past the journal.
+    async fn pass(&self, change: &Change, fua: bool) -> Result<()> {
+        let passed = self.apply(change, fua).await;
+        self.went_past.store(true, Ordering::Release);
+        passed
+    }
+
+    /// Makes a change of the volume itself.
+    pub(super) async fn apply(&self, change: &Change, fua: bool) -> Result<()> {
+        let flags = match fua {
+            true => ZeroFlags::FUA,
+            false => ZeroFlags::NONE,
+        };
+        let answer = match &change.what {
+            What::Data(data) => {
+                let body = Body::One(nbd_rs_plugin::Bytes::from_owner(data.clone()));
+                self.volume.write(change.offset, body, fua)
+            }
+            // What is left of a trim when later writes have cut it need not be whole units any
+            // more, and has to be zero all the same.
+            What::Zero | What::Trim => self.volume.zero(change.offset, change.len, flags),
+        };
+        answer.wait().await
+    }
+
+    /// Zeros that take space: the volume has to say whether there is some, so they go past the
+    /// journal. What waits goes first, and the journal knows durably that it did: a restart must
+    /// not bring back what was in the range.
+    pub(super) fn allocate(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Answer<()> {
+        let core = self.clone();
+        Answer::later(async move {
+            core.settled().await?;
+            if core.mode() == Mode::Journal {
+                let seq = core.journal.last_seq();
+                core.stored(seq).await?;
+                blocking(&core, move |journal| journal.shipped(seq)).await?;
+            }
+            let zeroed = core.volume.zero(offset, len, flags).wait().await;
+            core.went_past.store(true, Ordering::Release);
+            zeroed
+        })
+    }
+
+    /// Waits until it is decided whether changes go into the journal or past it.
+    async fn settled(&self) -> Result<()> {
+        let mut progress = self.progress.subscribe();
+        let end = Instant::now() + FLUSH_PATIENCE;
+        loop {
+            let has_failed = self.journal.failure().is_some();
+            let now = progress.borrow_and_update().clone();
+            match now.mode {
+                Mode::Journal if !has_failed => return Ok(()),
+                Mode::Past => return Ok(()),
+                _ => {}
+            }
+            if let Some(failure) = now.failure.filter(|_| Instant::now() > end) {
+                return Err(failure);
+            }
+            self.wake.notify_one();
+            let _ = runtime::timeout(ship::RETRY, progress.changed()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn c08_a_trim_covers_whole_units_and_the_volumes_end(
+            start in 0u64..40_000, len in 0u64..40_000, more in 0u64..5000,
+        ) {
+            let range = start..start + len;
+            let units = whole_units(range.clone(), range.end + more);
+            prop_assert!(units.is_empty() || units.start >= range.start && units.end <= range.end);
+            prop_assert!(units.start.is_multiple_of(UNIT_BYTES));
+            let at_end = more == 0 && units.end == range.end;
+            prop_assert!(units.is_empty() || units.end.is_multiple_of(UNIT_BYTES) || at_end);
+            prop_assert!(range.end.saturating_sub(units.end.max(start)) < UNIT_BYTES || units.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_what_came() {
+        let pieces = [vec![1u8; 3], vec![2; 5]].map(nbd_rs_plugin::Bytes::from);
+        let many = Body::Many(pieces.to_vec().into());
+        assert_eq!(&*kept(&many), &[1, 1, 1, 2, 2, 2, 2, 2]);
+        let large = Body::One(vec![7; COPIED_BYTES as usize].into());
+        assert_eq!(kept(&large).len() as u64, COPIED_BYTES);
+    }
+}

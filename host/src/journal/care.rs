@@ -1,0 +1,112 @@
+//! When something fails: the store, the journal's disk; and the end.
+
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nbd_rs_journal::claim::Ticket;
+use nbd_rs_journal::Journal;
+use tokio::task::JoinHandle;
+
+use super::{blocking, Core, FlushTo, Mode};
+use crate::error::{Error, Kind, Result};
+use crate::runtime;
+
+/// The journal's disk is tried again so often.
+const DISK_RETRY: Duration = Duration::from_secs(5);
+/// A close waits so long for the store, where a flush does not.
+const CLOSE_TIME: Duration = Duration::from_secs(20);
+
+/// Whether the store may take the same later, without anybody doing anything.
+pub(super) fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        Kind::Transient | Kind::Timeout | Kind::Ambiguous | Kind::Io | Kind::Busy
+    )
+}
+
+/// Whether just this change is refused, for what lies there: others go on without it.
+pub(super) fn is_final(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        Kind::Corrupt | Kind::Invalid | Kind::Unsupported
+    )
+}
+
+/// The journal's disk failed: when the volume has everything that is in the journal, and knows that
+/// the journal is not needed, changes go to it directly. A journal that comes back, or what a
+/// restart finds of it, must not undo them.
+pub(super) async fn go_past(core: &Arc<Core>) -> Result<()> {
+    core.progress
+        .send_modify(|progress| progress.mode = Mode::Draining);
+    core.unshipped.merge();
+    core.ship_all(true).await?;
+    let ticket = Ticket {
+        shipped_seq: core.journal.last_seq(),
+        passed_by: true,
+        ..core.journal.ticket()
+    };
+    core.ledger.write(Some(ticket)).await?;
+    core.progress
+        .send_modify(|progress| progress.mode = Mode::Past);
+    tracing::error!("the journal's disk failed: every write goes to the store before its answer");
+    Ok(())
+}
+
+/// Tries the journal's disk again. The volume hears of it before the first change is in there.
+pub(super) async fn come_back(core: &Arc<Core>) -> Result<()> {
+    let _ = runtime::timeout(DISK_RETRY, core.wake.notified()).await;
+    if core.closing.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    if let Err(error) = blocking(core, Journal::retry).await {
+        tracing::debug!("the journal's disk still fails: {error}");
+        return Ok(());
+    }
+    core.ledger.write(Some(core.journal.ticket())).await?;
+    core.progress
+        .send_modify(|progress| progress.mode = Mode::Journal);
+    tracing::info!("the journal works again");
+    Ok(())
+}
+
+/// The end: what waits is shipped, as far as that can be done soon, and the volume is given back.
+/// What the store does not have stays in the journal, and the volume goes on saying so.
+pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> Result<()> {
+    core.closing.store(true, Ordering::Release);
+    core.wake.notify_one();
+    if let Some(mut shipper) = shipper {
+        // It ends by itself after what is under way.
+        if runtime::timeout(CLOSE_TIME, &mut shipper).await.is_err() {
+            shipper.abort();
+        }
+    }
+    let closed = match core.mode() {
+        Mode::Journal => close_journal(core).await,
+        // The volume has everything, or the journal keeps what a flush has called lost.
+        Mode::Draining | Mode::Past => Ok(()),
+    };
+    core.volume.close().await.and(closed)
+}
+
+async fn close_journal(core: &Arc<Core>) -> Result<()> {
+    if core.flush_to == FlushTo::Local && !core.unshipped.is_empty() {
+        match runtime::timeout(CLOSE_TIME, core.ship_all(true)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!("what is in the journal can't be shipped now: {error}")
+            }
+            Err(_) => tracing::warn!("the store is slow: it does not get all of the journal now"),
+        }
+    }
+    let (ticket, bytes) = (core.journal.ticket(), core.unshipped.bytes());
+    blocking(core, Journal::close).await?;
+    match core.unshipped.is_empty() {
+        true => core.ledger.write(None).await,
+        false => {
+            let kib = bytes.div_ceil(1024);
+            tracing::warn!("{kib} KiB wait in the journal until the volume is served again here");
+            core.ledger.write(Some(ticket)).await
+        }
+    }
+}

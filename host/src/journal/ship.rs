@@ -1,0 +1,274 @@
+//! Changes on their way out: the store gets them in batches, oldest first, two at a time.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use nbd_rs_journal::index::Batch;
+use nbd_rs_journal::Journal;
+
+use super::{blocking, care, Core, Mode};
+use crate::error::{Error, Kind, Result};
+use crate::runtime;
+
+/// A change waits so long for others that could go with it.
+const AGE: Duration = Duration::from_secs(2);
+/// After a failure the next round begins so much later; twice as much after each further one.
+pub(super) const RETRY: Duration = Duration::from_millis(200);
+/// At the most.
+const MOST_RETRY: Duration = Duration::from_secs(2);
+/// Batches on their way at the same time: while the last puts of one come to their end, the next
+/// one's begin, if they have no byte in common.
+const UNDER_WAY: usize = 2;
+/// The volume is told so often how far the store is.
+const TELL: Duration = Duration::from_secs(60);
+
+/// A batch that the volume has, but for what it refused.
+struct Put {
+    seq: u64,
+    refused: Vec<Range<u64>>,
+    why: Option<Error>,
+}
+
+type UnderWay = Pin<Box<dyn Future<Output = Result<Put>> + Send>>;
+
+/// Ships until the volume is closed or lost.
+pub(super) async fn run(core: Arc<Core>) {
+    let mut told = (Instant::now(), 0);
+    while !core.closing.load(Ordering::Acquire) {
+        let ended = match core.mode() {
+            Mode::Journal if core.journal.failure().is_none() => {
+                if !core.is_due() {
+                    core.wait_until_due().await;
+                    continue;
+                }
+                core.ship_all(false).await
+            }
+            Mode::Journal | Mode::Draining => care::go_past(&core).await,
+            Mode::Past => care::come_back(&core).await,
+        };
+        match ended {
+            Ok(()) => {}
+            Err(error) if error.kind == Kind::Fenced => {
+                core.failed(error);
+                return;
+            }
+            Err(error) => {
+                let ready = care::is_final(&error);
+                let failures = core.failed(error);
+                core.pause(retry_after(failures), ready).await;
+            }
+        }
+        tell(&core, &mut told).await;
+    }
+}
+
+/// Whether two batches have a byte in common: the order of changes there matters.
+fn overlap(one: &Batch, other: &Batch) -> bool {
+    let (mut ones, mut others) = (
+        one.changes.iter().peekable(),
+        other.changes.iter().peekable(),
+    );
+    while let (Some(a), Some(b)) = (ones.peek(), others.peek()) {
+        if a.offset + a.len <= b.offset {
+            ones.next();
+        } else if b.offset + b.len <= a.offset {
+            others.next();
+        } else {
+            return true;
+        }
+    }
+    false
+}
+
+fn retry_after(failures: u32) -> Duration {
+    RETRY.saturating_mul(1 << failures.min(10)).min(MOST_RETRY)
+}
+
+/// Tells the volume how far its store is, for those who may have to do without the journal.
+async fn tell(core: &Core, (when, seq): &mut (Instant, u64)) {
+    let ticket = core.journal.ticket();
+    if when.elapsed() < TELL || ticket.shipped_seq == *seq || core.mode() != Mode::Journal {
+        return;
+    }
+    (*when, *seq) = (Instant::now(), ticket.shipped_seq);
+    if let Err(error) = core.ledger.write(Some(ticket)).await {
+        tracing::debug!("the volume was not told how far its store is: {error}");
+    }
+}
+
+impl Core {
+    /// Whether a batch should go now.
+    fn is_due(&self) -> bool {
+        let is_high = self.journal.usage().is_high();
+        !self.unshipped.is_empty() && (self.unshipped.is_worth_it() || is_high || self.is_wanted())
+    }
+
+    /// Whether somebody waits for the store.
+    fn is_wanted(&self) -> bool {
+        self.wanted_seq.load(Ordering::Relaxed) > self.progress.borrow().stored_seq
+    }
+
+    /// Whether a layer that could still grow should go.
+    fn seals(&self) -> bool {
+        self.is_wanted() || self.journal.usage().is_high()
+    }
+
+    /// Waits until a batch should go, because it is large, asked for, or old.
+    async fn wait_until_due(self: &Arc<Self>) {
+        if self.unshipped.is_empty() {
+            self.wake.notified().await;
+            return;
+        }
+        let end = Instant::now() + AGE;
+        while !self.is_due() && !self.closing.load(Ordering::Acquire) {
+            let left = end.saturating_duration_since(Instant::now());
+            if runtime::timeout(left, self.wake.notified()).await.is_err() {
+                // What waits is old: as if somebody wanted it.
+                let last_seq = self.journal.last_seq();
+                self.wanted_seq.fetch_max(last_seq, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    /// Waits, or until the volume is closed; with `ready`, no longer than there is room.
+    async fn pause(&self, time: Duration, ready: bool) {
+        let end = Instant::now() + time;
+        while !self.closing.load(Ordering::Acquire) && Instant::now() < end {
+            let is_near = self.journal.usage().is_high() || self.unshipped.pressure().is_some();
+            if ready && is_near {
+                return;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let _ = runtime::timeout(left, self.wake.notified()).await;
+        }
+    }
+
+    /// The store has everything up to record `seq`, so it works.
+    fn succeeded(&self, seq: u64) {
+        self.progress.send_modify(|progress| {
+            progress.stored_seq = progress.stored_seq.max(seq);
+            progress.failures = 0;
+            if progress.failure.take().is_some() {
+                tracing::info!("changes are shipped again");
+            }
+        });
+    }
+
+    /// How many rounds have failed in a row, this one included.
+    fn failed(&self, error: Error) -> u32 {
+        let waiting = self.unshipped.bytes() >> 10;
+        let mut in_a_row = 0;
+        self.progress.send_modify(|progress| {
+            if progress.failures == 0 {
+                tracing::warn!(
+                    "changes can't be shipped, {waiting} KiB of them wait in the journal: {error}"
+                );
+            }
+            progress.failures += 1;
+            in_a_row = progress.failures;
+            progress.failed_round = self.rounds.load(Ordering::Acquire);
+            progress.failure = Some(error);
+        });
+        in_a_row
+    }
+
+    /// Ships a batch and all that are ready behind it; with `all` what could still grow, too. After
+    /// a failure nothing is under way, and what is left is one batch.
+    pub(super) async fn ship_all(self: &Arc<Self>, all: bool) -> Result<()> {
+        self.rounds.fetch_add(1, Ordering::AcqRel);
+        let mut under_way: VecDeque<(Batch, UnderWay)> = VecDeque::new();
+        let mut sent = 0;
+        let mut refused = None;
+        loop {
+            // What was refused has become a batch of the next round.
+            while under_way.len() < UNDER_WAY && refused.is_none() {
+                let seal = all || sent == 0 || self.seals();
+                let Some(batch) = self.unshipped.batch_behind(sent, seal) else {
+                    break;
+                };
+                if under_way.iter().any(|(other, _)| overlap(other, &batch)) {
+                    break;
+                }
+                sent = batch.seq;
+                under_way.push_back((batch.clone(), self.send(batch)));
+            }
+            let Some((_, first)) = under_way.pop_front() else {
+                return refused.map_or(Ok(()), Err);
+            };
+            let stored = match first.await {
+                Ok(put) => self.store(put, &mut refused).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = stored {
+                // Later changes of the same shards must not arrive after those that are sent again.
+                join_all(under_way.into_iter().map(|(_, put)| put)).await;
+                self.unshipped.merge();
+                return Err(error);
+            }
+        }
+    }
+
+    /// Sends a batch in a task of its own.
+    fn send(self: &Arc<Self>, batch: Batch) -> UnderWay {
+        let core = self.clone();
+        let task = runtime::handle().spawn(async move { core.put(batch).await });
+        Box::pin(async move {
+            let given_up = |_| Error::new(Kind::Io, "a batch was given up");
+            task.await.map_err(given_up)?
+        })
+    }
+
+    /// Sends a batch. Only what is durable here may be in the store: after a power cut the journal
+    /// must not be behind it.
+    async fn put(self: &Arc<Self>, batch: Batch) -> Result<Put> {
+        let has_failed = self.journal.failure().is_some();
+        if self.journal.durable_seq() < batch.seq && !has_failed {
+            blocking(self, Journal::sync).await?;
+        }
+        let applied = batch.changes.iter().map(|change| self.apply(change, false));
+        let results = join_all(applied).await;
+        let mut put = Put {
+            seq: batch.seq,
+            refused: Vec::new(),
+            why: None,
+        };
+        for (change, result) in batch.changes.iter().zip(results) {
+            match result {
+                Ok(()) => {}
+                Err(error) if care::is_final(&error) => {
+                    put.refused.push(change.offset..change.offset + change.len);
+                    put.why = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(put)
+    }
+
+    /// A batch was sent: it becomes durable in the store, and is done with here.
+    async fn store(self: &Arc<Self>, put: Put, refused: &mut Option<Error>) -> Result<()> {
+        self.volume.flush().await?;
+        if let Some(error) = put.why {
+            // They stay, and so does the reason not to call anything since then flushed.
+            if !self.append_again(&put.refused)? {
+                return Err(error);
+            }
+            *refused = Some(error);
+        }
+        self.unshipped.shipped(put.seq);
+        if refused.is_none() {
+            self.succeeded(put.seq);
+        }
+        blocking(self, move |journal| journal.shipped(put.seq)).await?;
+        // There is room.
+        self.progress.send_modify(|_| ());
+        Ok(())
+    }
+}

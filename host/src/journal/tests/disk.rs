@@ -1,0 +1,204 @@
+//! The journal's disk fails, is full, or is somebody else's.
+
+use nbd_rs_recorder_disk::Faults;
+
+use super::super::Mode;
+use super::*;
+use crate::error::Kind;
+
+const EVERYTHING_FAILS: Faults = Faults {
+    syncs: u32::MAX,
+    writes: u32::MAX,
+    creates: u32::MAX,
+    name_syncs: u32::MAX,
+    errno: 0,
+    lies: 0,
+};
+
+async fn until_mode(server: &Server, mode: Mode) {
+    for _ in 0..1000 {
+        if server.volume.core.mode() == mode {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it is in mode {:?}", server.volume.core.mode());
+}
+
+#[test]
+fn f10_writes_go_past_a_journal_whose_disk_is_gone_and_are_durable_in_the_store() {
+    runtime::block_on(async {
+        for flush_to in [FlushTo::Remote, FlushTo::Local] {
+            let (store, disk) = (new_volume().await, empty_disk());
+            let server = Server::start(&store, &disk, &how(flush_to)).await;
+            write(&server.volume, 0, 1, 100).await.unwrap();
+            disk.fail(EVERYTHING_FAILS);
+            write(&server.volume, 50, 2, 100).await.unwrap();
+            server.volume.flush().await.unwrap();
+            until_mode(&server, Mode::Past).await;
+            let expected = [[1; 50].as_slice(), &[2; 100]].concat();
+            assert_eq!(stored(&store, 0, 150).await, expected);
+            write(&server.volume, 0, 3, 10).await.unwrap();
+            assert_eq!(stored(&store, 0, 10).await, [3; 10], "before its answer");
+            server.kill().await;
+        }
+    });
+}
+
+/// Found by reading: the journal kept records that were older than what had gone past it, and a
+/// restart shipped them.
+#[test]
+fn c12_what_went_past_a_failed_journal_is_not_undone_by_it_after_a_restart() {
+    runtime::block_on(async {
+        for is_killed in [true, false] {
+            let (store, disk) = (new_volume().await, empty_disk());
+            let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+            let held = server.rig.hold("/shard/");
+            write(&server.volume, 0, 1, 100).await.unwrap();
+            disk.fail(EVERYTHING_FAILS);
+            drop(held);
+            write(&server.volume, 0, 2, 100).await.unwrap();
+            server.volume.flush().await.unwrap();
+            until_mode(&server, Mode::Past).await;
+            match is_killed {
+                true => server.kill().await,
+                false => {
+                    server.volume.close().await.unwrap();
+                    server.abandon().await;
+                }
+            }
+            // The disk works again, and has what it had.
+            let disk = disk.after_kill(disk.moment());
+            let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+            assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [2; 100]);
+            write(&server.volume, 0, 3, 100).await.unwrap();
+            server.kill().await;
+            let disk = disk.after_kill(disk.moment());
+            let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+            assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [3; 100]);
+            server.volume.close().await.unwrap();
+        }
+    });
+}
+
+/// The same with the power, which takes the end of the journal along: the store has everything.
+#[test]
+fn f21_a_journal_that_was_passed_by_and_lost_its_end_is_not_asked_for() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        for n in 1..20 {
+            write(&server.volume, n * 100, 1, 100).await.unwrap();
+        }
+        disk.fail(EVERYTHING_FAILS);
+        write(&server.volume, 0, 2, 100).await.unwrap();
+        server.volume.flush().await.unwrap();
+        until_mode(&server, Mode::Past).await;
+        server.kill().await;
+        let left = Recorder::start(disk.power_cut_at_its_worst());
+        let (site, how) = (site(&left, 2), how(FlushTo::Remote));
+        let server = Server::try_start(&store, &site, &how).await.unwrap();
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [2; 100]);
+        assert_eq!(read(&server.volume, 1900, 100).await.unwrap(), [1; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+#[test]
+fn f10_a_journal_whose_disk_works_again_is_used_again() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        disk.fail(EVERYTHING_FAILS);
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        until_mode(&server, Mode::Past).await;
+        disk.fail(Faults::default());
+        // It is tried again when somebody has something, too.
+        server.volume.core.wake.notify_one();
+        until_mode(&server, Mode::Journal).await;
+        let _held = server.rig.hold("/shard/");
+        write(&server.volume, 0, 2, 100).await.unwrap();
+        server.kill().await;
+        let disk = disk.after_kill(disk.moment());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [2; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+#[test]
+fn c05_with_disk_and_store_gone_nothing_is_called_durable() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Local)).await;
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        disk.fail(EVERYTHING_FAILS);
+        for _ in 0..20 {
+            server
+                .rig
+                .fault("/shard/", sharded::rig::Fault::Fails(Kind::Denied));
+        }
+        for _ in 0..3 {
+            assert_eq!(server.volume.flush().await.unwrap_err().kind, Kind::Denied);
+        }
+        server.rig.no_faults();
+        server.volume.flush().await.unwrap();
+        assert_eq!(stored(&store, 0, 100).await, [1; 100]);
+        server.kill().await;
+    });
+}
+
+#[test]
+fn f71_a_journal_that_is_not_the_one_is_refused_with_advice() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        let _held = server.rig.hold("/shard/");
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        server.kill().await;
+        let moved = Site {
+            host: Uuid([9; 16]),
+            ..site(&disk, 1)
+        };
+        let refused = Server::try_start(&store, &moved, &how(FlushTo::Remote)).await;
+        let refused = refused.err().expect("another machine");
+        assert!(refused.message.contains("--journal-moved"), "{refused}");
+        let told = How {
+            moved: true,
+            ..how(FlushTo::Remote)
+        };
+        let server = Server::try_start(&store, &moved, &told).await.unwrap();
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [1; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+#[test]
+fn c24_a_full_journal_makes_writers_wait_and_loses_nothing() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        let held = server.rig.hold("/shard/");
+        // Twice what the ring holds.
+        let count = 2 * RING_BYTES / 8192;
+        let write_all = async {
+            for n in 0..count {
+                let offset = n % (SIZE / 4096) * 4096;
+                write(&server.volume, offset, n as u8, 4096).await.unwrap();
+            }
+        };
+        let mut write_all = std::pin::pin!(write_all);
+        let early = runtime::timeout(Duration::from_secs(1), write_all.as_mut()).await;
+        assert!(early.is_err(), "nothing was shipped");
+        assert!(server.volume.core.unshipped.bytes() <= RING_BYTES / 2 + (1 << 20));
+        // Reads do not wait with them.
+        read(&server.volume, 0, 4096).await.unwrap();
+        drop(held);
+        write_all.await;
+        server.volume.flush().await.unwrap();
+        let n = count - 1;
+        let offset = n % (SIZE / 4096) * 4096;
+        assert_eq!(stored(&store, offset, 4096).await, [n as u8; 4096]);
+        server.volume.close().await.unwrap();
+    });
+}
