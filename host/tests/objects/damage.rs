@@ -154,6 +154,37 @@ fn f23_a_flipped_byte_of_the_volume_owner_or_index_is_refused_with_a_reason() {
 }
 
 #[test]
+fn c17_f23_a_lost_or_damaged_owner_record_is_refused_and_a_takeover_is_the_way_out() {
+    for is_gone in [true, false] {
+        let place = written("cache+retry+s3:");
+        let owner = place.object("/owner");
+        match is_gone {
+            true => place.s3().remove(&owner),
+            false => place.s3().spoil(&owner, |bytes| bytes[70] ^= 1),
+        }
+        one_line(&place.serve().refused(), &["owner record", "--takeover"]);
+        for command in ["destroy", "resize --size 8Mi"] {
+            place.refused(command, 1, &["owner record", "--takeover"]);
+        }
+        let output = place.try_run("check");
+        assert_eq!(output.status.code(), Some(5));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("/owner"), "{said}");
+        let server = place.serve().words(["--takeover"]).start();
+        let mut client = Client::unix(&server);
+        assert_eq!(client.read(SHARD as u64, SHARD), Ok(vec![2; SHARD]));
+        assert_eq!(client.write(0, SHARD as u64, &[9; 4096]), 0);
+        assert_eq!(client.flush(), 0);
+        server.stop();
+        place.is_clean();
+        let server = place.serve().start();
+        let mut client = Client::unix(&server);
+        assert_eq!(client.read(SHARD as u64, 4096), Ok(vec![9; 4096]));
+        server.stop();
+    }
+}
+
+#[test]
 fn f23_a_flipped_byte_of_a_state_page_makes_its_shards_errors() {
     let place = written("cache+retry+s3:");
     let page = place.object("/state/00000000");

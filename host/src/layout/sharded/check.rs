@@ -120,12 +120,6 @@ fn is_damage(error: &Error) -> bool {
 impl Check {
     /// Owner, index and state pages.
     async fn records(&mut self) -> Result<()> {
-        let key = self.names.owner();
-        if let Some((bytes, _)) = self.store.read(key.clone()).await? {
-            if let Err(error) = OwnerRecord::decode(self.record.uuid, &bytes) {
-                self.report.add(Finding::Damaged, &key, error.message);
-            }
-        }
         let key = self.names.journal();
         match ticket::read(&self.store, key.clone(), self.record.uuid).await {
             Ok(_) => {}
@@ -134,8 +128,16 @@ impl Check {
             }
             Err(error) => return Err(error),
         }
+        let has_owner = self.has_owner().await?;
         let pages = match Directory::open(&self.store, &self.names, self.record).await {
-            Ok(directory) => directory.pages(),
+            Ok(directory) => {
+                // Whoever put the index had a record.
+                if !has_owner && directory.epoch() > 0 {
+                    let text = "who has the volume can't be told; serve --takeover makes it again";
+                    self.report.add(Finding::Missing, &self.names.owner(), text);
+                }
+                directory.pages()
+            }
             Err(error) if is_damage(&error) => {
                 let key = self.names.index();
                 let finding = match self.store.head(key.clone()).await? {
@@ -160,6 +162,19 @@ impl Check {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is an owner record; one that can't be read is told.
+    async fn has_owner(&mut self) -> Result<bool> {
+        let key = self.names.owner();
+        let Some((bytes, _)) = self.store.read(key.clone()).await? else {
+            return Ok(false);
+        };
+        if let Err(error) = OwnerRecord::decode(self.record.uuid, &bytes) {
+            let text = format!("{}; serve --takeover makes it again", error.message);
+            self.report.add(Finding::Damaged, &key, text);
+        }
+        Ok(true)
     }
 
     fn state(&self, shard: u64) -> Option<State> {

@@ -70,7 +70,7 @@ pub(super) struct Lease {
 impl Lease {
     /// Takes the volume, or says who has it. A takeover does not ask whether the owner lives.
     ///
-    /// `seen_epoch` is an epoch that the volume is known to have reached, 0 if it had no owner. It
+    /// `seen_epoch` is an epoch that the volume is known to have reached, 0 if nothing says so. It
     /// matters where no record says who the last one was; without it the answer is `None` then.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Lease {
             let (epoch, unclean) = match (&last, seen_epoch) {
                 (Some(last), _) => (last.stamp.epoch.saturating_add(1), last.last_unclean()),
                 (None, None) => return Ok(None),
-                (None, Some(0)) => (1, 0),
+                (None, Some(0)) if found.is_none() => (1, 0),
                 (None, Some(_)) if !takeover => return Err(lost_record("it is gone")),
                 (None, Some(seen)) => {
                     let epoch = seen.saturating_add(EPOCHS_UNSEEN);

@@ -222,3 +222,25 @@ fn c21_check_does_not_call_missing_what_a_server_gives_up_meanwhile() {
         }
     });
 }
+
+#[test]
+fn c17_check_names_an_owner_record_that_is_lost_or_damaged() {
+    block_on(async {
+        let store = filled(Way::Whole).await;
+        let key = named(&store, "/owner").remove(0);
+        let record = store.remove(&key).unwrap();
+        let finding = |report: Report| (report.findings.len(), report.findings[0].clone());
+        let (count, (what, object, text)) = finding(found(&store).await);
+        assert_eq!((count, what, &object), (1, Finding::Missing, &key));
+        assert!(text.contains("--takeover"), "{text}");
+        let flipped = record.iter().map(|byte| byte ^ 1);
+        store.insert(&key, flipped.collect());
+        let (count, (what, object, text)) = finding(found(&store).await);
+        assert_eq!((count, what, &object), (1, Finding::Damaged, &key));
+        assert!(text.contains("--takeover"), "{text}");
+        // One that nobody has served yet has none.
+        let store = super::store(Way::Whole);
+        init(&store, SIZE, Way::Whole).await;
+        assert!(found(&store).await.findings.is_empty());
+    });
+}

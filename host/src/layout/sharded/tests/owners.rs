@@ -157,10 +157,21 @@ fn c17_changes_wait_for_a_late_heartbeat_but_are_not_acknowledged_without() {
     });
 }
 
+fn uuid(store: &Store) -> Uuid {
+    let key = named(store, "/index").remove(0);
+    Uuid::parse(key.split('/').next().unwrap()).unwrap()
+}
+
+/// The owner record as it lies on the store.
+fn owner(store: &Store) -> OwnerRecord {
+    let uuid = uuid(store);
+    let record = store.peek(&Names::of(uuid).owner()).unwrap();
+    OwnerRecord::decode(uuid, &record).unwrap()
+}
+
 /// Somebody else's owner record in the volume's place for it.
 fn plant(store: &Store, change: impl Fn(&mut OwnerRecord)) -> Uuid {
-    let key = named(store, "/index").remove(0);
-    let uuid = Uuid::parse(key.split('/').next().unwrap()).unwrap();
+    let uuid = uuid(store);
     let mut record = OwnerRecord {
         stamp: Stamp {
             epoch: 7,
@@ -366,6 +377,22 @@ fn c17_a_lost_owner_record_needs_a_takeover_which_shuts_everybody_out() {
             let newest = newest.unwrap();
             assert_eq!(read(&newest, 49, 2).await.unwrap(), [2, 1]);
         }
+    });
+}
+
+#[test]
+fn c17_a_damaged_owner_record_says_nothing_of_epochs_even_if_nothing_was_written() {
+    block_on(async {
+        let (store, old, _rig) = fresh(Way::Whole).await;
+        let key = named(&store, "/owner").remove(0);
+        let mut record = store.peek(&key).unwrap();
+        record[20] ^= 1;
+        store.insert(&key, record);
+        let refused = try_open(&store, modest()).await.0.unwrap_err();
+        assert_eq!(refused.kind, Kind::Corrupt);
+        let (_new, _rig) = open(&store).await;
+        assert!(owner(&store).stamp.epoch >= 1 << 32);
+        assert_eq!(kind(old.flush().await), Kind::Fenced);
     });
 }
 
