@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use nbd_rs_plugin::{Bytes, Data, GetFlags, Got, Piece};
+use nbd_rs_plugin::{Buf, Bytes, Data, GetFlags, Got, Piece};
 
 use super::frame::corrupt;
 use super::pages::Pages;
@@ -12,12 +12,20 @@ use super::trailer::{trailer_bytes, Trailer, UNIT_BYTES};
 use super::trailers::Known;
 use crate::error::{Error, Kind, Result};
 use crate::layout::split::Part;
+use crate::pool;
 
 /// A shard as it lies on the store.
 pub(super) struct Fetched {
     pub(super) data: Bytes,
     pub(super) known: Known,
     /// Units that are not as they were put.
+    pub(super) damaged: Vec<u64>,
+}
+
+/// The same in memory of its own, to be changed there.
+pub(super) struct Loaded {
+    pub(super) data: Buf,
+    pub(super) known: Known,
     pub(super) damaged: Vec<u64>,
 }
 
@@ -110,6 +118,52 @@ pub(super) async fn shard(pages: &Pages, shard: u64, flags: GetFlags) -> Result<
         known,
         damaged,
     }))
+}
+
+/// A whole shard, copied out of what the chain lends, which is given back.
+pub(super) async fn load(pages: &Pages, shard: u64, flags: GetFlags) -> Result<Option<Loaded>> {
+    let shard_bytes = pages.record.shard_bytes;
+    let range = 0..shard_bytes + trailer_bytes(shard_bytes);
+    let Some(got) = get(pages, shard, range, flags).await? else {
+        return Ok(None);
+    };
+    let mut data = pool::buf(shard_bytes as usize);
+    let mut trailer = vec![0; trailer_bytes(shard_bytes) as usize];
+    copy_into([&mut data[..], &mut trailer[..]], &got.data)?;
+    let known = decode(pages, shard, &trailer, &got)?;
+    let damaged = known.trailer.damaged(&data);
+    Ok(Some(Loaded {
+        data,
+        known,
+        damaged,
+    }))
+}
+
+/// Fills the places one after another; the data must have just as many bytes.
+fn copy_into(places: [&mut [u8]; 2], data: &Data) -> Result<()> {
+    let wrong = || corrupt("an object was not answered in its bytes");
+    let mut places = places.into_iter();
+    let mut place = places.next().unwrap_or_default();
+    for piece in data.pieces() {
+        let Piece::Bytes(bytes) = piece else {
+            return Err(wrong());
+        };
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            if place.is_empty() {
+                place = places.next().ok_or_else(wrong)?;
+                continue;
+            }
+            let len = rest.len().min(place.len());
+            let (filled, left) = place.split_at_mut(len);
+            filled.copy_from_slice(&rest[..len]);
+            (place, rest) = (left, &rest[len..]);
+        }
+    }
+    match place.is_empty() && places.all(|place| place.is_empty()) {
+        true => Ok(()),
+        false => Err(wrong()),
+    }
 }
 
 /// A part of a shard, from the store itself. Nobody may be putting the shard meanwhile: then what

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use nbd_rs_plugin::{Body, Bytes};
+use nbd_rs_plugin::{Body, Buf, Bytes};
 
 use super::frame::Stamp;
-use super::trailer::{checksum, Trailer, UNIT_BYTES};
+use super::trailer::{checksum, checksums, Trailer, UNIT_BYTES};
 use super::uuid::Uuid;
 use crate::pool;
 
@@ -28,11 +28,14 @@ impl Edit {
     }
 }
 
+/// Pieces of this size, on average, are lent to a put; smaller ones are cheaper to copy.
+const LENT_BYTES: u64 = 64 << 10;
+
 /// What a shard held before.
-pub(super) enum Base<'a> {
+pub(super) enum Base {
     Zeros,
-    /// Its data, and its trailer, which was checked against it.
-    Shard(&'a [u8], &'a Trailer),
+    /// Its data, in which the changes are made, and the checksums that it was put with.
+    Shard(Buf, Vec<u32>),
 }
 
 /// Whose shard it becomes.
@@ -71,30 +74,53 @@ pub(super) fn covered(mut ranges: Vec<Range<u64>>, wanted: Range<u64>) -> bool {
     at >= wanted.end
 }
 
-/// The data of the shard after the changes, and its trailer.
-pub(super) fn build(
-    label: Label,
-    shard_bytes: u64,
-    base: &Base<'_>,
-    edits: &[Edit],
-) -> (Body, Trailer) {
-    if let [Edit::Write(0, body)] = edits {
-        if let (Body::One(bytes), true) = (body, body.len() == shard_bytes) {
-            let checksums = bytes.chunks_exact(UNIT_BYTES as usize).map(checksum);
-            let trailer = trailer(label, checksums.collect());
-            return (body.clone(), trailer);
+/// Whether writes of these ranges, with so many pieces in all, can be put as they are, without
+/// memory of our own: one behind the other, they are the whole shard.
+pub(super) fn are_lent(ranges: &[Range<u64>], pieces: usize, shard_bytes: u64) -> bool {
+    let abut = ranges.windows(2).all(|two| two[0].end == two[1].start);
+    let ends = ranges.first().zip(ranges.last());
+    let whole = ends.is_some_and(|(first, last)| first.start == 0 && last.end == shard_bytes);
+    abut && whole && pieces as u64 * LENT_BYTES <= shard_bytes.max(LENT_BYTES)
+}
+
+/// The client's own bytes, if they are all of the shard.
+fn lent(edits: &[Edit], shard_bytes: u64) -> Option<Body> {
+    let mut writes: Vec<(u64, &Body)> = Vec::with_capacity(edits.len());
+    for edit in edits {
+        match edit {
+            Edit::Write(offset, body) => writes.push((*offset, body)),
+            Edit::Zero(_) => return None,
         }
     }
-    let mut data = pool::buf(shard_bytes as usize);
-    let mut checksums = match base {
+    writes.sort_by_key(|(offset, _)| *offset);
+    let ranges = writes
+        .iter()
+        .map(|(start, body)| *start..*start + body.len());
+    let pieces = writes.iter().map(|(_, body)| body.pieces().len()).sum();
+    if !are_lent(&ranges.collect::<Vec<_>>(), pieces, shard_bytes) {
+        return None;
+    }
+    if let [(_, body)] = writes[..] {
+        return Some(body.clone());
+    }
+    let pieces = writes.iter().flat_map(|(_, body)| body.pieces()).cloned();
+    Some(Body::Many(pieces.collect()))
+}
+
+/// The data of the shard after the changes, and its trailer.
+pub(super) fn build(label: Label, shard_bytes: u64, base: Base, edits: &[Edit]) -> (Body, Trailer) {
+    if let Some(body) = lent(edits, shard_bytes) {
+        let checksums = checksums(body.pieces().iter().map(|piece| &piece[..]));
+        return (body, trailer(label, checksums));
+    }
+    let (mut data, mut checksums) = match base {
         Base::Zeros => {
+            let mut data = pool::buf(shard_bytes as usize);
             data.fill(0);
-            vec![checksum_of_zeros(); (shard_bytes / UNIT_BYTES) as usize]
+            let units = shard_bytes / UNIT_BYTES;
+            (data, vec![checksum_of_zeros(); units as usize])
         }
-        Base::Shard(bytes, trailer) => {
-            data.copy_from_slice(bytes);
-            trailer.checksums.clone()
-        }
+        Base::Shard(data, checksums) => (data, checksums),
     };
     for edit in edits {
         apply(&mut data, edit);
@@ -174,17 +200,56 @@ mod tests {
         }
     }
 
+    fn bytes(body: &Body) -> Vec<u8> {
+        body.pieces()
+            .iter()
+            .flat_map(|piece| piece.to_vec())
+            .collect()
+    }
+
     proptest! {
+        #[test]
+        fn c25_writes_that_are_the_whole_shard_are_lent_and_their_checksums_fit(
+            cuts in prop::collection::vec(0u64..=16 * SHARD_BYTES, 0..12), seed in any::<u8>(),
+        ) {
+            let shard_bytes = 16 * SHARD_BYTES;
+            let model: Vec<u8> = (0..shard_bytes).map(|at| (at / 999) as u8 ^ seed).collect();
+            let mut ends = [&cuts[..], &[0, shard_bytes]].concat();
+            ends.sort_unstable();
+            ends.dedup();
+            let write = |two: &[u64]| {
+                let bytes = model[two[0] as usize..two[1] as usize].to_vec();
+                Edit::Write(two[0], Body::One(Bytes::from(bytes)))
+            };
+            let mut edits: Vec<Edit> = ends.windows(2).map(write).collect();
+            edits.rotate_left(seed as usize % ends.len().min(3));
+            prop_assert!(lent(&edits, shard_bytes).is_some());
+            let (data, trailer) = build(label(1), shard_bytes, Base::Zeros, &edits);
+            prop_assert_eq!(data.pieces().len(), edits.len());
+            prop_assert!(bytes(&data) == model);
+            prop_assert_eq!(trailer.damaged(&model), Vec::<u64>::new());
+            // With a hole, or in crumbs, they are not.
+            let holed = &edits[1..];
+            prop_assert!(lent(holed, shard_bytes).is_none());
+            let crumbs = model.chunks(4096).zip(0..);
+            let crumbs = crumbs.map(|(bytes, at)| {
+                Edit::Write(at * 4096, Body::One(Bytes::from(bytes.to_vec())))
+            });
+            prop_assert!(lent(&crumbs.collect::<Vec<_>>(), shard_bytes).is_none());
+        }
+
         #[test]
         fn c25_an_image_is_base_and_changes_and_its_checksums_fit(first in edits(), second in edits()) {
             let mut model = vec![0; SHARD_BYTES as usize];
-            let (data, trailer) = build(label(1), SHARD_BYTES, &Base::Zeros, &first);
+            let (data, trailer) = build(label(1), SHARD_BYTES, Base::Zeros, &first);
             first.iter().for_each(|edit| apply(&mut model, edit));
-            prop_assert_eq!(&data.pieces()[0][..], &model[..]);
-            let base = Base::Shard(&data.pieces()[0], &trailer);
-            let (data, trailer) = build(label(2), SHARD_BYTES, &base, &second);
+            prop_assert_eq!(&bytes(&data), &model);
+            let mut base = pool::buf(SHARD_BYTES as usize);
+            base.copy_from_slice(&model);
+            let base = Base::Shard(base, trailer.checksums);
+            let (data, trailer) = build(label(2), SHARD_BYTES, base, &second);
             second.iter().for_each(|edit| apply(&mut model, edit));
-            prop_assert_eq!(&data.pieces()[0][..], &model[..]);
+            prop_assert_eq!(&bytes(&data), &model);
             prop_assert_eq!(trailer.first_damaged(0, model.chunks(UNIT_BYTES as usize)), None);
             prop_assert_eq!(trailer.stamp, label(2).stamp);
         }
@@ -205,7 +270,7 @@ mod tests {
         let bytes = Bytes::from(vec![3; SHARD_BYTES as usize]);
         let place = bytes.as_ptr();
         let edits = [Edit::Write(0, Body::One(bytes))];
-        let (data, trailer) = build(label(1), SHARD_BYTES, &Base::Zeros, &edits);
+        let (data, trailer) = build(label(1), SHARD_BYTES, Base::Zeros, &edits);
         assert_eq!(data.pieces()[0].as_ptr(), place);
         let object = object(&data, &trailer);
         assert_eq!(object.pieces()[0].as_ptr(), place);

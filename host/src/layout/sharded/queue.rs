@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, OwnedMutexGuard};
 
-use super::image::{covered, Edit};
+use super::image::{are_lent, covered, Edit};
 use crate::error::Result;
 
 /// A change and who waits for it.
@@ -130,6 +130,22 @@ impl Queues {
         let waiting = shards.get(&shard).map_or(&[][..], |entry| &entry.waiting);
         let ranges = waiting.iter().map(|(edit, _)| edit.range());
         (waiting.len(), covered(ranges.collect(), 0..len))
+    }
+
+    /// Whether what waits can be put as it is.
+    pub(super) fn are_lent(&self, shard: u64, shard_bytes: u64) -> bool {
+        let shards = self.shards();
+        let waiting = shards.get(&shard).map_or(&[][..], |entry| &entry.waiting);
+        let (mut ranges, mut pieces) = (Vec::with_capacity(waiting.len()), 0);
+        for (edit, _) in waiting {
+            let Edit::Write(_, body) = edit else {
+                return false;
+            };
+            pieces += body.pieces().len();
+            ranges.push(edit.range());
+        }
+        ranges.sort_by_key(|range| range.start);
+        are_lent(&ranges, pieces, shard_bytes)
     }
 
     /// Begins to serve a shard that [`push`](Self::push) found nobody to serve.

@@ -38,6 +38,24 @@ pub(super) fn checksum(unit: &[u8]) -> u32 {
     crc32c::crc32c(unit)
 }
 
+/// The checksums of all units of pieces that stand one behind the other.
+pub(super) fn checksums<'d>(pieces: impl IntoIterator<Item = &'d [u8]>) -> Vec<u32> {
+    let (mut sums, mut sum, mut have) = (Vec::new(), 0, 0);
+    for mut piece in pieces {
+        while !piece.is_empty() {
+            let (part, rest) = piece.split_at(piece.len().min(UNIT_BYTES as usize - have));
+            sum = crc32c::crc32c_append(sum, part);
+            have += part.len();
+            piece = rest;
+            if have == UNIT_BYTES as usize {
+                sums.push(sum);
+                (sum, have) = (0, 0);
+            }
+        }
+    }
+    sums
+}
+
 impl Trailer {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.checksums.len() * 4 + FOOTER_BYTES);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nbd_rs_plugin::{Body, Condition, Data, GetFlags, Range, ReadFlags};
 use tokio::sync::Semaphore;
 
-use super::fetch::{self, damaged, gone, Fetched};
+use super::fetch::{self, damaged, gone, Fetched, Loaded};
 use super::image::{self, Base, Edit, Label};
 use super::pages::{Intended, Pages, Writer};
 use super::queue::Queues;
@@ -23,8 +23,10 @@ use crate::runtime;
 
 /// Memory for trailers, in bytes.
 const TRAILER_BYTES: usize = 8 << 20;
-/// Memory for shards that are being changed, in bytes.
-const CHANGING_BYTES: u64 = 128 << 20;
+/// Memory for shards that are being changed, in bytes; one is changed whatever its size.
+const CHANGING_BYTES: u64 = 24 << 20;
+/// Changes that go on at the same time, at the most.
+const MOST_CHANGING: u64 = 48;
 /// A put waits for company until nobody came for so long.
 const COMPANY: Duration = Duration::from_millis(2);
 /// It waits so long at the most.
@@ -37,8 +39,8 @@ pub(super) struct Whole {
     pages: Arc<Pages>,
     trailers: Trailers,
     queues: Queues,
-    /// Shards that are being changed, at the most.
-    permits: Semaphore,
+    /// Memory for shards that are being changed, in parts of `CHANGING_BYTES / MOST_CHANGING`.
+    room: Semaphore,
 }
 
 /// Why a put did not happen.
@@ -56,12 +58,11 @@ impl From<Error> for Refused {
 
 impl Whole {
     pub(super) fn new(pages: Arc<Pages>) -> Arc<Self> {
-        let permits = (CHANGING_BYTES / pages.record.shard_bytes).clamp(2, 32);
         Arc::new(Self {
             pages,
             trailers: Trailers::new(TRAILER_BYTES),
             queues: Queues::default(),
-            permits: Semaphore::new(permits as usize),
+            room: Semaphore::new(MOST_CHANGING as usize),
         })
     }
 
@@ -205,9 +206,9 @@ impl Whole {
         loop {
             let _turn = self.queues.turn(shard).await;
             let (mut edits, mut waiters) = (Vec::new(), Vec::new());
-            let outcome = match self.permits.acquire().await {
-                Ok(_permit) => {
-                    self.wait_for_company(shard).await;
+            self.wait_for_company(shard).await;
+            let outcome = match self.room.acquire_many(self.room_for(shard)).await {
+                Ok(_room) => {
                     let mut more = || {
                         let from = edits.len();
                         for (edit, waiter) in self.queues.take(shard) {
@@ -228,6 +229,19 @@ impl Whole {
                 return;
             }
         }
+    }
+
+    /// What the change of a shard takes, in parts of the room. A shard is in memory once: it is
+    /// copied into the buffer that it is changed in and put from, and that twice for a moment only,
+    /// on the one thread that works in the background. What clients sent is theirs.
+    fn room_for(&self, shard: u64) -> u32 {
+        let shard_bytes = self.pages.record.shard_bytes;
+        let bytes = match self.queues.are_lent(shard, shard_bytes) {
+            true => 0,
+            false => shard_bytes,
+        };
+        let part_bytes = CHANGING_BYTES / MOST_CHANGING;
+        bytes.div_ceil(part_bytes).clamp(1, MOST_CHANGING) as u32
     }
 
     /// A put of a few bytes costs as much as one of the whole shard, so the neighbours of a change
@@ -268,12 +282,11 @@ impl Whole {
                 shard,
                 stamp: writer.lease.stamp(),
             };
-            let base = match &base {
-                Some(fetched) => Base::Shard(&fetched.data, &fetched.known.trailer),
-                None => Base::Zeros,
-            };
+            let base = base.map_or(Base::Zeros, |base| {
+                Base::Shard(base.data, base.known.trailer.checksums.clone())
+            });
             let shard_bytes = self.pages.record.shard_bytes;
-            let (data, trailer) = image::build(label, shard_bytes, &base, &edits);
+            let (data, trailer) = image::build(label, shard_bytes, base, &edits);
             intended.putting()?;
             match self.put(writer, data, &trailer, condition).await {
                 Ok(etag) => {
@@ -300,7 +313,7 @@ impl Whole {
         intended: &Intended,
         edits: &[Edit],
         again: bool,
-    ) -> Result<(Option<Fetched>, Condition)> {
+    ) -> Result<(Option<Loaded>, Condition)> {
         let store = &self.pages.store;
         let never = intended.before == State::Never;
         if never && !again {
@@ -311,11 +324,11 @@ impl Whole {
             let condition = etag.map_or(store.if_absent(), |etag| store.if_match(&etag));
             return Ok((None, condition));
         }
-        match self.fetch(shard, again).await? {
-            Some(fetched) => {
-                self.learn(fetched.known.clone())?;
-                let condition = store.if_match(&fetched.known.etag);
-                Ok((Some(fetched), condition))
+        match self.load(shard, again).await? {
+            Some(loaded) => {
+                self.learn(loaded.known.clone())?;
+                let condition = store.if_match(&loaded.known.etag);
+                Ok((Some(loaded), condition))
             }
             None if intended.before == State::Written => Err(gone(shard)),
             None => Ok((None, store.if_absent())),
@@ -352,16 +365,16 @@ impl Whole {
     }
 
     /// The whole shard; if something is wrong with it, once more from the store itself.
-    async fn fetch(&self, shard: u64, fresh: bool) -> Result<Option<Fetched>> {
+    async fn load(&self, shard: u64, fresh: bool) -> Result<Option<Loaded>> {
         if !fresh {
-            match fetch::shard(&self.pages, shard, GetFlags::NONE).await {
-                Ok(Some(fetched)) if fetched.damaged.is_empty() => return Ok(Some(fetched)),
+            match fetch::load(&self.pages, shard, GetFlags::NONE).await {
+                Ok(Some(loaded)) if loaded.damaged.is_empty() => return Ok(Some(loaded)),
                 Ok(_) => {}
                 Err(error) if error.kind == Kind::Corrupt => {}
                 Err(error) => return Err(error),
             }
         }
-        fetch::shard(&self.pages, shard, GetFlags::FRESH).await
+        fetch::load(&self.pages, shard, GetFlags::FRESH).await
     }
 
     /// Puts a shard. An unknown outcome is asked again until it is known: no two puts have the
@@ -415,7 +428,7 @@ impl Whole {
 
 /// A damaged unit that would be changed in part: its checksum would then vouch for the damage.
 /// One that is not changed keeps its checksum, and stays damaged; one that is replaced is mended.
-fn spoilt(base: &Fetched, edits: &[Edit]) -> Option<u64> {
+fn spoilt(base: &Loaded, edits: &[Edit]) -> Option<u64> {
     let in_part = |unit: u64| {
         let (start, end) = (unit * UNIT_BYTES, (unit + 1) * UNIT_BYTES);
         let touches = |edit: &Edit| edit.range().start < end && edit.range().end > start;
