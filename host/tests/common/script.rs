@@ -29,9 +29,9 @@ pub(crate) struct Terms {
     pub(crate) requests: usize,
     /// Whether CACHE is offered.
     pub(crate) cache: bool,
-    /// Where shards are put whole, their size: there FAST_ZERO may be refused, and a TRIM leaves
-    /// alone the units that it covers in part.
-    pub(crate) whole_shards: Option<usize>,
+    /// Whether shards are put whole: there FAST_ZERO may be refused, and a TRIM leaves alone the
+    /// units that it covers in part.
+    pub(crate) whole_shards: bool,
 }
 
 impl Terms {
@@ -41,7 +41,7 @@ impl Terms {
             size,
             requests,
             cache: true,
-            whole_shards: None,
+            whole_shards: false,
         }
     }
 }
@@ -99,12 +99,12 @@ impl Op {
     /// The bytes that a change is sure to change.
     fn changes(&self, terms: &Terms) -> Range<usize> {
         let Range { start, end } = self.range();
-        let Some(shard) = terms.whole_shards.filter(|_| self.command == TRIM) else {
+        if self.command != TRIM || !terms.whole_shards {
             return start..end;
-        };
-        let last_shard = (terms.size - 1) / shard * shard;
+        }
         let start_unit = start.next_multiple_of(UNIT);
-        let end_unit = match end == terms.size && start <= last_shard {
+        // The last unit of a volume may be a short one.
+        let end_unit = match end == terms.size {
             true => end,
             false => end / UNIT * UNIT,
         };
@@ -114,7 +114,7 @@ impl Op {
     /// Whether the volume may say that it can't be done, and do nothing.
     fn may_be_refused(&self, terms: &Terms) -> bool {
         let fast = self.command == WRITE_ZEROES && self.flags & FAST_ZERO != 0;
-        fast && terms.whole_shards.is_some()
+        fast && terms.whole_shards
     }
 
     fn is_change(&self) -> bool {

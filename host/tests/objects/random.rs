@@ -13,10 +13,11 @@ fn run(name: &str, place: &Place, (size, requests, shard): Amount) {
     place.init(size, shard);
     let info = place.info();
     let flags = info["flags"].as_array().expect("a list");
-    let whole = info["way"].as_str().expect("a word").contains("whole");
     let terms = Terms {
         cache: flags.iter().any(|flag| flag == "SEND_CACHE"),
-        whole_shards: whole.then(|| info["shard_size"].as_u64().expect("a size") as usize),
+        whole_shards: info["way"]
+            .as_str()
+            .is_some_and(|way| way.contains("whole")),
         ..Terms::exact(size, requests)
     };
     play(name, terms, &|| place.serve().start());

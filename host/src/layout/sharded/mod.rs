@@ -324,8 +324,9 @@ impl Inner {
                     if flags.has(ZeroFlags::FAST) {
                         return Err(slow());
                     }
+                    let ends = part.shard * self.shard_bytes() + part.offset + part.len;
                     let range = match flags.has(ZeroFlags::TRIM) {
-                        true => whole_units(part),
+                        true => whole_units(part, ends == self.pages.record.size_bytes),
                         false => part.range(),
                     };
                     if !range.is_empty() {
@@ -455,11 +456,16 @@ fn slow() -> Error {
     )
 }
 
-/// The units that lie in a part whole.
-fn whole_units(part: Part) -> Range<u64> {
+/// The units that lie in a part whole. The last one of a volume may be short: a part that reaches
+/// the volume's end has it.
+fn whole_units(part: Part, reaches_end: bool) -> Range<u64> {
     let range = part.range();
     let start = range.start.div_ceil(UNIT_BYTES) * UNIT_BYTES;
-    start..(range.end / UNIT_BYTES * UNIT_BYTES).max(start)
+    let end = match reaches_end {
+        true => range.end,
+        false => range.end / UNIT_BYTES * UNIT_BYTES,
+    };
+    start..end.max(start)
 }
 
 /// One answer for many.

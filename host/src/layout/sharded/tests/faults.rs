@@ -213,6 +213,32 @@ fn c09_zeroes_are_holes_unless_space_is_wanted_and_fast_only_if_they_are() {
 }
 
 #[test]
+fn c08_what_reaches_the_volumes_end_covers_its_last_short_unit() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            for flags in [ZeroFlags::TRIM, ZeroFlags::NONE, ZeroFlags::NO_HOLE] {
+                // The volume ends 904 bytes behind a unit's border: from far before, within it.
+                for len in [3 * SHARD, 5000, 904, 900] {
+                    let (_store, volume, _rig) = fresh(way).await;
+                    write(&volume, SIZE - 4 * SHARD, 1, 4 * SHARD)
+                        .await
+                        .unwrap();
+                    zero(&volume, SIZE - len, len, flags).await.unwrap();
+                    let found = read(&volume, SIZE - 1000, 1000).await.unwrap();
+                    let kept = found.iter().filter(|&&byte| byte == 1).count() as u64;
+                    let exact = 1000 - len.min(1000);
+                    // A unit that is covered in part may keep its data.
+                    match (flags, len) {
+                        (ZeroFlags::TRIM, 900) => assert!(kept == 1000 || kept == exact),
+                        _ => assert_eq!(kept, exact, "{way} {flags:?} {len}"),
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn extents_tell_holes_from_data() {
     block_on(async {
         for way in [Way::Whole, Way::InPlace] {

@@ -132,7 +132,11 @@ pub(crate) fn random_op(rng: &mut Rng, within: std::ops::Range<u64>) -> Op {
         }
         _ => {
             let start = offset.div_ceil(UNIT) * UNIT;
-            let end = (offset + len) / UNIT * UNIT;
+            let end = match within.end == SIZE && rng.next().is_multiple_of(2) {
+                // With the last unit, which is short.
+                true => SIZE,
+                false => (offset + len) / UNIT * UNIT,
+            };
             match start < end {
                 true => Op::Zero(start, end - start, ZeroFlags::TRIM),
                 false => Op::Zero(offset, len, ZeroFlags::NONE),
