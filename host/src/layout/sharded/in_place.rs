@@ -290,16 +290,20 @@ impl InPlace {
                         opened.dirty.store(true, Ordering::Release);
                         Answer::Ready(result)
                     }
-                    Answer::Later(later) => Answer::later(async move {
-                        let result = later.await;
-                        opened.dirty.store(true, Ordering::Release);
-                        result
-                    }),
+                    Answer::Later(later) => {
+                        let in_place = self.clone();
+                        Answer::later(async move {
+                            let _under_way = in_place.pages.writer()?.changes.begin()?;
+                            let result = later.await;
+                            opened.dirty.store(true, Ordering::Release);
+                            result
+                        })
+                    }
                 };
             }
         }
         let in_place = self.clone();
-        driven(async move {
+        driven(&self.pages, async move {
             let shard = part.shard;
             let writer = in_place.pages.writer()?;
             writer.lease.held().await?;

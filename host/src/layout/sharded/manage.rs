@@ -168,6 +168,7 @@ async fn open_owned(store: &Store, names: &Names, lease: &Arc<Lease>) -> Result<
     let writer = Writer {
         lease: lease.clone(),
         reaper,
+        changes: Arc::default(),
     };
     let (store, names) = (store.clone(), names.clone());
     Ok(Pages::new(store, names, record, directory, Some(writer)))

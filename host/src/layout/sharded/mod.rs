@@ -4,10 +4,12 @@
 //! - pure: `frame` around each record, `volume`, `owner`, `state`, `index`, `trailer`,
 //!   `names`, `image`, `page`, `ranges`;
 //! - `store`: the chain as it is used here; `probe`: does it obey;
-//! - `lease`: who may write; `ticket`: where writes wait; `pages` and `directory`: what was written; `reaper`: what goes;
+//! - `lease`: who may write; `ticket`: where writes wait; `pages` and `directory`: what was
+//!   written; `reaper`: what goes; `changes`: what is under way;
 //! - `whole` and `in_place`: the two ways to keep a shard;
 //! - `manage`: make, open, grow, remove; `check`: compare.
 
+mod changes;
 pub mod check;
 mod directory;
 mod fetch;
@@ -69,7 +71,7 @@ pub use volume::{VolumeRecord, Way};
 const AT_ONCE: usize = 16;
 /// Shards that one extents call looks at, at the most.
 const LOOKED_AT: u64 = 1 << 17;
-/// So long a close waits for deletes that are queued.
+/// So long a close waits for changes that are under way, and then for deletes that are queued.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
 
 /// A sharded volume.
@@ -104,9 +106,17 @@ fn given_up() -> Error {
 }
 
 /// A change that comes to its end once it has begun, also when nobody waits any more.
-fn driven(change: impl Future<Output = Result<()>> + Send + 'static) -> Answer<()> {
+fn driven(
+    pages: &Arc<Pages>,
+    change: impl Future<Output = Result<()>> + Send + 'static,
+) -> Answer<()> {
+    let pages = pages.clone();
     Answer::later(async move {
-        let task = runtime::handle().spawn(change);
+        let under_way = pages.writer()?.changes.begin()?;
+        let task = runtime::handle().spawn(async move {
+            let _under_way = under_way;
+            change.await
+        });
         task.await.unwrap_or_else(|_| Err(given_up()))
     })
 }
@@ -438,14 +448,22 @@ impl Inner {
 
     /// Gives the volume back with nothing open, so that the next owner need not look for it.
     async fn give_back(&self, writer: &pages::Writer) -> Result<()> {
-        let ended = writer.reaper.stop(CLOSE_TIME).await;
+        // Those who asked for them may be gone: no flush has waited for these.
+        let is_quiet = writer.changes.are_none();
+        let changed = writer.changes.close(CLOSE_TIME).await;
+        let flushed = match is_quiet {
+            true => Ok(()),
+            false => self.durability.flush().await,
+        };
+        let deleted = writer.reaper.stop(CLOSE_TIME).await;
         self.pages.settle().await?;
-        if !ended {
-            // What is being deleted might be deleted late: nobody may take over before the lease.
-            tracing::warn!("the store is still deleting: the volume is not given back");
-            return Ok(());
+        if !changed || !deleted {
+            // What is under way might come late: nobody may take over before the lease.
+            let what = if changed { "deletes" } else { "changes" };
+            tracing::warn!("the store is still at work on {what}: the volume is not given back");
+            return flushed;
         }
-        writer.lease.release().await
+        writer.lease.release().await.and(flushed)
     }
 }
 
@@ -573,7 +591,8 @@ impl Layout for Sharded {
         let fua = flags.has(ZeroFlags::FUA);
         let flags = flags.without(ZeroFlags::FUA);
         self.change(offset, len, fua, move |inner| {
-            driven(async move { inner.zero(offset, len, flags).await })
+            let pages = inner.pages.clone();
+            driven(&pages, async move { inner.zero(offset, len, flags).await })
         })
     }
 

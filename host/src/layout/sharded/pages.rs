@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nbd_rs_plugin::Meta;
 use tokio::sync::OnceCell;
 
+use super::changes::Changes;
 use super::directory::Directory;
 use super::frame::corrupt;
 use super::lease::Lease;
@@ -29,6 +30,7 @@ const AT_ONCE: usize = 16;
 pub(super) struct Writer {
     pub(super) lease: Arc<Lease>,
     pub(super) reaper: Arc<Reaper>,
+    pub(super) changes: Arc<Changes>,
 }
 
 /// A shard that may be put.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nbd_rs_plugin::{Body, Condition, Data, GetFlags, Range, ReadFlags};
 use tokio::sync::Semaphore;
 
+use super::changes::UnderWay;
 use super::fetch::{self, damaged, gone, Fetched, Loaded};
 use super::image::{self, Base, Edit, Label};
 use super::pages::{Intended, Pages, Writer};
@@ -172,11 +173,13 @@ impl Whole {
     pub(super) fn change(self: &Arc<Self>, edits: Vec<(u64, Edit)>) -> Answer<()> {
         let whole = self.clone();
         Answer::later(async move {
+            let under_way = whole.pages.writer()?.changes.begin()?;
             let mut answers = Vec::with_capacity(edits.len());
             for (shard, edit) in edits {
                 let (answer, serve) = whole.queues.push(shard, edit);
                 if serve {
-                    runtime::handle().spawn(whole.clone().serve(shard));
+                    let serving = whole.clone().serve(shard, under_way.clone());
+                    runtime::handle().spawn(serving);
                 }
                 answers.push(answer);
             }
@@ -201,7 +204,7 @@ impl Whole {
     }
 
     /// Carries out what waits for a shard, until nothing does.
-    async fn serve(self: Arc<Self>, shard: u64) {
+    async fn serve(self: Arc<Self>, shard: u64, _under_way: UnderWay) {
         let mut serving = self.queues.serve(shard);
         loop {
             let _turn = self.queues.turn(shard).await;

@@ -16,7 +16,9 @@ use std::time::Duration;
 use nbd_rs_plugin::{Body, Bytes, CapabilityFlags, Data, Kind, Piece, ReadFlags, ZeroFlags};
 
 use super::manage::{self, How, Plan};
-use super::{Sharded, Timing, Way};
+use super::names::Names;
+use super::owner::OwnerRecord;
+use super::{Sharded, Timing, Uuid, Way};
 use crate::backend::memory::Store;
 use crate::error::Result;
 use crate::layout::Layout;
@@ -131,6 +133,18 @@ pub(crate) async fn zero(
 pub(crate) fn named(store: &Store, part: &str) -> Vec<String> {
     let keys = store.keys().into_iter();
     keys.filter(|key| key.contains(part)).collect()
+}
+
+fn uuid(store: &Store) -> Uuid {
+    let key = named(store, "/index").remove(0);
+    Uuid::parse(key.split('/').next().unwrap()).unwrap()
+}
+
+/// The owner record as it lies on the store.
+fn owner(store: &Store) -> OwnerRecord {
+    let uuid = uuid(store);
+    let record = store.peek(&Names::of(uuid).owner()).unwrap();
+    OwnerRecord::decode(uuid, &record).unwrap()
 }
 
 fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {

@@ -4,10 +4,8 @@ use futures_util::future::join;
 use nbd_rs_plugin::Condition;
 
 use super::super::frame::Stamp;
-use super::super::names::Names;
-use super::super::owner::{OwnerRecord, Process};
+use super::super::owner::Process;
 use super::super::process;
-use super::super::Uuid;
 use super::*;
 use crate::error::Error;
 use crate::runtime::{block_on, timeout};
@@ -155,18 +153,6 @@ fn c17_changes_wait_for_a_late_heartbeat_but_are_not_acknowledged_without() {
         write(&volume, 0, 3, 10).await.unwrap();
         assert_eq!(read(&volume, 0, 1).await.unwrap(), [3]);
     });
-}
-
-fn uuid(store: &Store) -> Uuid {
-    let key = named(store, "/index").remove(0);
-    Uuid::parse(key.split('/').next().unwrap()).unwrap()
-}
-
-/// The owner record as it lies on the store.
-fn owner(store: &Store) -> OwnerRecord {
-    let uuid = uuid(store);
-    let record = store.peek(&Names::of(uuid).owner()).unwrap();
-    OwnerRecord::decode(uuid, &record).unwrap()
 }
 
 /// Somebody else's owner record in the volume's place for it.

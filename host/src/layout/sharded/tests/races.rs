@@ -223,6 +223,38 @@ fn c23_nothing_is_put_where_a_closing_volume_says_that_nothing_is() {
 }
 
 #[test]
+fn c23_a_volume_is_not_given_back_while_a_change_whose_client_is_gone_is_under_way() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            for offset in [0, 2 * SHARD] {
+                let (store, volume, rig) = fresh(way).await;
+                write(&volume, 0, 1, SHARD).await.unwrap();
+                volume.flush().await.unwrap();
+                let held = rig.hold("shard/");
+                let body = body(vec![2; 512]);
+                let writing = tokio::spawn(volume.write(offset, body, false).wait());
+                a_moment().await;
+                // An open shard's own store drives what its caller may not give up.
+                if (way, offset) != (Way::InPlace, 0) {
+                    writing.abort();
+                }
+                let closing = tokio::spawn(volume.close());
+                a_moment().await;
+                assert!(!closing.is_finished(), "{way} {offset}");
+                assert!(!owner(&store).released, "{way} {offset}");
+                drop(held);
+                closing.await.unwrap().unwrap();
+                assert!(owner(&store).released, "{way} {offset}");
+                assert_eq!(kind(write(&volume, 0, 3, 512).await), Kind::Fenced);
+                let (volume, _rig) = open(&store).await;
+                let found = read(&volume, offset, 512).await.unwrap();
+                assert_eq!(found, [2; 512], "{way} {offset}");
+            }
+        }
+    });
+}
+
+#[test]
 fn c17_a_late_page_of_an_owner_two_before_changes_nothing() {
     block_on(async {
         let (store, first, rig) = fresh(Way::Whole).await;
