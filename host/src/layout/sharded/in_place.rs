@@ -307,7 +307,6 @@ impl InPlace {
             let shard = part.shard;
             let writer = in_place.pages.writer()?;
             writer.lease.held().await?;
-            writer.reaper.clear(shard).await?;
             let intended = in_place.pages.intend(shard).await?;
             intended.putting()?;
             let create = intended.before != State::Written;

@@ -276,11 +276,13 @@ impl Pages {
         }
     }
 
-    /// Makes durable that a shard may be put from now on.
+    /// Makes durable that a shard may be put from now on. No old object lies there any more.
     pub(super) async fn intend(self: &Arc<Self>, shard: u64) -> Result<Intended> {
         let (number, at) = place(shard);
         let page = self.load(number).await?;
         let reaper = self.writer()?.reaper.clone();
+        // Only now: a page that a dead owner left may bring leftovers to light when it is loaded.
+        reaper.clear(shard).await?;
         let before = {
             let mut states = page.write();
             let before = states.view(at);

@@ -272,7 +272,6 @@ impl Whole {
         if zeroes && self.pages.state(shard).await? == State::Never {
             return Ok(());
         }
-        writer.reaper.clear(shard).await?;
         let intended = self.pages.intend(shard).await?;
         for attempt in 0..MERGES {
             let (base, condition) = self.base(shard, &intended, &edits, attempt > 0).await?;

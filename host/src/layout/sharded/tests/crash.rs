@@ -160,3 +160,43 @@ fn c08_a_leftover_of_a_trim_is_never_seen_again() {
         }
     });
 }
+
+#[test]
+fn c12_the_first_write_after_a_death_is_not_deleted_in_the_place_of_a_leftover() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, volume, rig) = fresh(way).await;
+            write(&volume, 0, 7, 8 * SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            for shard in [3, 5] {
+                rig.fault("shard/", rig::Fault::Fails(Kind::Denied));
+                zero(&volume, shard * SHARD, SHARD, ZeroFlags::NONE)
+                    .await
+                    .unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(named(&store, "shard/").len(), 8, "leftovers lie there");
+            rig.kill();
+            let (volume, rig) = open(&store).await;
+            // Nothing was read before, so nobody knows of leftovers yet; one delete takes its time.
+            let first = rig.hold("shard/000000000003");
+            write(&volume, 5 * SHARD, 9, 512).await.unwrap();
+            volume.flush().await.unwrap();
+            drop(first);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let expected = [vec![9; 512], vec![0]].concat();
+            assert_eq!(
+                read(&volume, 5 * SHARD, 513).await.unwrap(),
+                expected,
+                "{way}"
+            );
+            rig.kill();
+            let (volume, _rig) = open(&store).await;
+            assert_eq!(
+                read(&volume, 5 * SHARD, 513).await.unwrap(),
+                expected,
+                "{way}"
+            );
+        }
+    });
+}
