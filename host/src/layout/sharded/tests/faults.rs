@@ -168,6 +168,40 @@ fn many_small_writes_of_one_shard_share_its_puts() {
 }
 
 #[test]
+fn a_put_waits_for_the_neighbours_that_are_on_their_way() {
+    block_on(async {
+        let (_store, volume, rig) = fresh(Way::Whole).await;
+        write(&volume, 0, 1, SHARD).await.unwrap();
+        volume.flush().await.unwrap();
+        let (mut rounds, mut puts) = (0, 0);
+        for _ in 0..1000 {
+            let before = rig.changes();
+            let mut writes = Vec::new();
+            let mut together = true;
+            for part in 0..8 {
+                let began = std::time::Instant::now();
+                let body = body(vec![part as u8; 8192]);
+                writes.push(tokio::spawn(volume.write(part * 8192, body, false).wait()));
+                // Long enough for a put of the first ones alone.
+                std::thread::sleep(Duration::from_micros(200));
+                together &= began.elapsed() < Duration::from_millis(1);
+            }
+            for write in writes {
+                write.await.unwrap().unwrap();
+            }
+            // Where the machine was too busy to send them one behind the other, nothing is told.
+            rounds += u64::from(together);
+            puts += if together { rig.changes() - before } else { 0 };
+            if rounds == 20 {
+                break;
+            }
+        }
+        assert!(puts <= 2 * rounds, "{puts} puts in {rounds} rounds");
+        println!("company: {puts} puts in {rounds} rounds");
+    });
+}
+
+#[test]
 fn a_sequential_fill_puts_a_page_once_in_64_shards() {
     block_on(async {
         let store = store(Way::Whole);

@@ -108,6 +108,157 @@ fn c17_a_put_of_an_old_owner_fails_on_the_shards_that_the_new_one_has_put() {
     });
 }
 
+/// By an owner who hears of nothing by itself as long as a test takes.
+fn how_without_heartbeats() -> How {
+    let mut how = how();
+    how.timing.heartbeat = Duration::from_secs(600);
+    how.timing.lease = Duration::from_secs(1200);
+    how
+}
+
+#[test]
+fn c17_every_owner_has_a_higher_epoch_than_the_one_before_it() {
+    block_on(async {
+        let (store, first, _rig) = fresh(Way::Whole).await;
+        let mut epochs = vec![0, owner(&store).stamp.epoch];
+        // From one that lives.
+        let (second, _rig) = open(&store).await;
+        epochs.push(owner(&store).stamp.epoch);
+        second.close().await.unwrap();
+        // After one that left.
+        let (third, _rig) = try_open(&store, modest()).await;
+        epochs.push(owner(&store).stamp.epoch);
+        assert_eq!(kind(first.flush().await), Kind::Fenced);
+        // After one that died.
+        let here = process::this().unwrap();
+        plant(&store, |record| {
+            record.stamp.epoch = epochs[3] + 1;
+            record.process = here.clone();
+            record.process.started_ticks = 1;
+        });
+        epochs.push(owner(&store).stamp.epoch);
+        let (_fourth, _rig) = try_open(&store, modest()).await;
+        epochs.push(owner(&store).stamp.epoch);
+        assert!(epochs.windows(2).all(|two| two[0] < two[1]), "{epochs:?}");
+        assert_eq!(kind(third.unwrap().flush().await), Kind::Fenced);
+    });
+}
+
+#[test]
+fn c17_a_takeover_shows_in_the_shards_and_pages_that_the_new_owner_has_put() {
+    block_on(async {
+        for touched in ["a shard", "a page"] {
+            let store = store(Way::Whole);
+            init(&store, SIZE, Way::Whole).await;
+            let (old, _old_rig) = try_open(&store, how_without_heartbeats()).await;
+            let old = old.unwrap();
+            write(&old, 0, 1, 100).await.unwrap();
+            old.flush().await.unwrap();
+            let (new, _rig) = open(&store).await;
+            write(&new, 0, 2, 100).await.unwrap();
+            new.flush().await.unwrap();
+            // By the clock its lease is valid, and it did not ask who the owner is.
+            let told = match touched {
+                "a shard" => read(&old, 0, 100).await.map(drop),
+                _ => zero(&old, 0, SHARD, ZeroFlags::NONE).await,
+            };
+            assert_eq!(kind(told), Kind::Fenced, "{touched}");
+            assert_eq!(read(&new, 0, 100).await.unwrap(), [2; 100]);
+        }
+    });
+}
+
+#[test]
+fn c17_a_server_that_was_shut_out_deletes_nothing_before_it_writes() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let store = store(way);
+            init(&store, SIZE, way).await;
+            let (old, old_rig) = try_open(&store, how_without_heartbeats()).await;
+            let old = old.unwrap();
+            write(&old, 5 * SHARD, 1, SHARD).await.unwrap();
+            old.flush().await.unwrap();
+            // The object stays for now: whoever writes there next deletes it first.
+            old_rig.fault("shard/", rig::Fault::Fails(Kind::Denied));
+            zero(&old, 5 * SHARD, SHARD, ZeroFlags::NONE).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(named(&store, "shard/").len(), 1, "the leftover lies there");
+            let (new, _rig) = open(&store).await;
+            write(&new, 5 * SHARD, 2, 512).await.unwrap();
+            new.flush().await.unwrap();
+            let late = write(&old, 5 * SHARD, 3, 512).await;
+            assert_eq!(kind(late), Kind::Fenced, "{way}");
+            assert_eq!(named(&store, "shard/").len(), 1, "{way}");
+            assert_eq!(read(&new, 5 * SHARD, 512).await.unwrap(), [2; 512], "{way}");
+        }
+    });
+}
+
+#[test]
+fn c17_a_server_that_was_shut_out_deletes_nothing_that_waits_to_be_deleted() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let store = store(way);
+            init(&store, SIZE, way).await;
+            let (old, old_rig) = try_open(&store, how_without_heartbeats()).await;
+            let old = old.unwrap();
+            write(&old, 0, 1, 10 * SHARD).await.unwrap();
+            old.flush().await.unwrap();
+            // The first delete takes its time, the second one waits behind it.
+            let first = old_rig.hold("shard/000000000005");
+            for shard in [5, 8] {
+                zero(&old, shard * SHARD, SHARD, ZeroFlags::NONE)
+                    .await
+                    .unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let (new, _rig) = open(&store).await;
+            write(&new, 8 * SHARD, 2, 512).await.unwrap();
+            new.flush().await.unwrap();
+            assert_eq!(named(&store, "shard/000000000008").len(), 1, "before");
+            drop(first);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let key = named(&store, "shard/000000000008");
+            assert_eq!(key.len(), 1, "{way}: it was deleted by the old server");
+            assert_eq!(read(&new, 8 * SHARD, 512).await.unwrap(), [2; 512], "{way}");
+        }
+    });
+}
+
+#[test]
+fn c17_a_destroy_that_was_shut_out_stops() {
+    block_on(async {
+        let store = filled_with(2500).await;
+        let old = uuid(&store);
+        let key = Names::of(old).owner();
+        let chain = Rig::new(&store).chain();
+        let mut rounds = 0;
+        let mut takeover = |_| {
+            rounds += 1;
+            let record = store.peek(&key).unwrap();
+            let mut record = OwnerRecord::decode(old, &record).unwrap();
+            record.stamp.epoch += 1;
+            record.id = Uuid::random().unwrap();
+            store.insert(&key, record.encode(old));
+        };
+        let destroyed = manage::destroy(chain, false, &mut takeover).await;
+        assert_eq!(kind(destroyed), Kind::Fenced);
+        assert_eq!(rounds, 1);
+        assert!(named(&store, "shard/").len() >= 1500);
+    });
+}
+
+/// A closed volume with so many objects for shards.
+async fn filled_with(objects: u64) -> Store {
+    let store = store(Way::Whole);
+    init(&store, objects * SHARD, Way::Whole).await;
+    let names = Names::of(uuid(&store));
+    for shard in 0..objects {
+        store.insert(&names.shard(shard), vec![1]);
+    }
+    store
+}
+
 #[test]
 fn c17_a_late_put_of_an_old_owner_is_found_and_merged_with() {
     block_on(async {
