@@ -5,6 +5,11 @@ use std::path::PathBuf;
 use nbd_rs_plugin::options::Options;
 use nbd_rs_plugin::{Error, Kind, OptionKind, OptionSpec, OptionValue, Result};
 
+use crate::pattern::Window;
+
+/// The first window of read-ahead, in bytes; each further step doubles it.
+const FIRST_WINDOW: u64 = 128 << 10;
+
 /// How much is kept, and what is fetched ahead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -14,7 +19,7 @@ pub struct Config {
     pub block: u64,
     /// How far ahead of a sequential reader to fetch, in bytes; 0: not at all.
     pub readahead: u64,
-    /// Objects up to this size are fetched whole when they are asked for again and again; 0: never.
+    /// Objects up to this size are fetched whole when they are missed again; 0: never.
     pub whole: u64,
     /// Whether to keep a copy of what is put.
     pub put: bool,
@@ -50,7 +55,7 @@ pub fn options() -> Vec<OptionSpec> {
             "whole",
             OptionKind::SIZE,
             "8MiB",
-            "objects up to this size are fetched whole after 8 misses; 0 never",
+            "objects up to this size are fetched whole when they are missed again; 0 never",
         ),
         option(
             "put",
@@ -125,9 +130,33 @@ impl Config {
         (self.size / 16).min(32 << 20)
     }
 
-    /// The most that is fetched ahead of one reader, in bytes; see [`background`](Self::background).
-    pub fn ahead(&self) -> u64 {
-        self.readahead.min(self.size / 32)
+    /// How far ahead of a sequential reader of an object of `size` bytes to fetch. A small one comes
+    /// in one piece: its end is nearer than the start of the next request would be.
+    pub fn window(&self, size: u64) -> Window {
+        let most = self.size / 32;
+        match size <= self.small() && self.readahead > 0 {
+            true => Window { first: most, most },
+            false => Window {
+                first: FIRST_WINDOW,
+                most: most.min(self.readahead),
+            },
+        }
+    }
+
+    /// The largest object that is fetched whole, in bytes.
+    pub fn small(&self) -> u64 {
+        self.whole.min(self.largest_fill())
+    }
+
+    /// Up to here copies are added without asking what they push out, in bytes: one part of the
+    /// memory can be full before the others are.
+    pub fn roomy(&self) -> u64 {
+        (self.size - self.for_index()) / 8 * 7
+    }
+
+    /// What names and versions may have of `size`, in bytes.
+    pub fn for_index(&self) -> u64 {
+        self.size / 16
     }
 }
 

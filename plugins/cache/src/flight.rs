@@ -49,7 +49,10 @@ impl Fetched {
 
 /// A fetch under way. It belongs to nobody: a task of the host's drives it to its end.
 #[derive(Debug, Default)]
-pub struct Flight(Mutex<State>);
+pub struct Flight {
+    state: Mutex<State>,
+    wide: bool,
+}
 
 #[derive(Debug)]
 enum State {
@@ -64,13 +67,26 @@ impl Default for State {
 }
 
 impl Flight {
+    /// One that brings more than its readers asked for.
+    pub fn wide() -> Self {
+        Self {
+            wide: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether it brings more than its readers asked for: then its failure is not theirs.
+    pub fn is_wide(&self) -> bool {
+        self.wide
+    }
+
     /// Waits for the end.
     pub fn wait(self: Arc<Self>) -> Wait {
         Wait(self)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn land(&self, result: Result<Fetched>) {

@@ -5,7 +5,7 @@
 //! earlier still brings belongs to an `Object` that nobody can find any more.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nbd_rs_plugin::{Kind, Meta};
@@ -66,13 +66,47 @@ pub struct Object {
     pub version: OnceLock<Version>,
     /// How it is being read.
     pub pattern: Mutex<Pattern>,
-    /// Fetches for readers so far.
+    /// Reads so far that memory could not answer.
     pub misses: AtomicU32,
+    /// A fetch of more than was asked for has failed: it is not the first thing to try.
+    wide_failed: AtomicBool,
+    /// Its first fetch was one of all of it.
+    opened_whole: AtomicBool,
     /// Fetches under way, by block.
     pub flights: Mutex<HashMap<u64, Arc<Flight>>>,
     /// When the look began that saw the version; see [`Index::tick`].
     seen_at: AtomicU64,
     name_bytes: u64,
+}
+
+impl Object {
+    /// How often it was missed so far; `counts`: this is another time.
+    pub fn missed(&self, counts: bool) -> u32 {
+        match counts {
+            true => self.misses.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+            false => self.misses.load(Ordering::Relaxed),
+        }
+    }
+
+    /// A fetch of more than was asked for has failed.
+    pub fn failed_wide(&self) {
+        self.wide_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Its first fetch is one of all of it.
+    pub fn open_whole(&self) {
+        self.opened_whole.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was.
+    pub fn was_opened_whole(&self) -> bool {
+        self.opened_whole.load(Ordering::Relaxed)
+    }
+
+    /// Whether a fetch of more than was asked for has failed.
+    pub fn has_failed_wide(&self) -> bool {
+        self.wide_failed.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -177,6 +211,8 @@ impl Index {
             version: OnceLock::new(),
             pattern: Mutex::default(),
             misses: AtomicU32::new(0),
+            wide_failed: AtomicBool::new(false),
+            opened_whole: AtomicBool::new(false),
             flights: Mutex::default(),
             seen_at: AtomicU64::new(0),
             name_bytes: key.len() as u64,

@@ -10,11 +10,14 @@
 //!   put, delete ── index: forget the object ── backend ── forget it again, or keep what was put
 //! ```
 
+mod ahead;
 pub mod backend;
 pub mod config;
 pub mod disk;
+mod fetch;
 pub mod flight;
 pub mod grid;
+pub mod habit;
 pub mod index;
 pub mod memory;
 pub mod object;

@@ -8,8 +8,15 @@ const SLACK: u64 = 256 << 10;
 const STREAM_AFTER: u32 = 2;
 /// So many reads without a step forward end it.
 const IDLE_MAX: u32 = 32;
-/// The first window of read-ahead; each further step doubles it.
-const FIRST_WINDOW: u64 = 128 << 10;
+
+/// How far ahead to fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// At first, in bytes; each further step doubles it.
+    pub first: u64,
+    /// In the end, in bytes; 0: not at all.
+    pub most: u64,
+}
 
 /// The readings of one object, remembered in four numbers.
 #[derive(Debug, Default, Clone)]
@@ -27,12 +34,17 @@ pub struct Pattern {
 impl Pattern {
     /// Whether this read belongs to a stream that passes by.
     pub fn passes(&self, bytes: &Range<u64>) -> bool {
-        self.steps >= STREAM_AFTER && self.is_near(bytes)
+        self.is_stream() && self.is_near(bytes)
     }
 
-    /// Notes a read. The bytes to fetch ahead, not cut to the object: at most `most` from the end
-    /// of this read on.
-    pub fn note(&mut self, bytes: &Range<u64>, most: u64) -> Option<Range<u64>> {
+    /// Whether there is a stream.
+    pub fn is_stream(&self) -> bool {
+        self.steps >= STREAM_AFTER
+    }
+
+    /// Notes a read. The bytes to fetch ahead, not cut to the object: at most `window.most` from the
+    /// end of this read on.
+    pub fn note(&mut self, bytes: &Range<u64>, window: Window) -> Option<Range<u64>> {
         let near = self.is_near(bytes);
         if near && bytes.end > self.end {
             self.steps = self.steps.saturating_add(1);
@@ -46,7 +58,7 @@ impl Pattern {
                 ..Self::default()
             };
         }
-        self.advice(most)
+        self.advice(window)
     }
 
     fn is_near(&self, bytes: &Range<u64>) -> bool {
@@ -56,15 +68,10 @@ impl Pattern {
         (low..=high).contains(&bytes.start) || self.end == 0 && bytes.start == 0
     }
 
-    fn advice(&mut self, most: u64) -> Option<Range<u64>> {
+    fn advice(&mut self, window: Window) -> Option<Range<u64>> {
         let doublings = self.steps.checked_sub(STREAM_AFTER)?;
-        let window = FIRST_WINDOW.checked_shl(doublings).unwrap_or(most);
-        // A shift that drops bits is 0, or small: after some steps the window is simply the most.
-        let window = if doublings > 20 {
-            most
-        } else {
-            window.min(most)
-        };
+        let doubled = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
+        let window = window.first.saturating_mul(doubled).min(window.most);
         let from = self.ahead.max(self.end);
         let to = self.end.saturating_add(window);
         // In one piece when half of it is used up, not a little at every read.
@@ -81,17 +88,20 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const MOST: u64 = 1 << 20;
+    const WINDOW: Window = Window {
+        first: 128 << 10,
+        most: 1 << 20,
+    };
 
     fn read(pattern: &mut Pattern, at: u64, len: u64) -> Option<Range<u64>> {
-        pattern.note(&(at..at + len), MOST)
+        pattern.note(&(at..at + len), WINDOW)
     }
 
     proptest! {
         #[test]
         fn advice_is_bounded_and_never_given_twice(
             reads in prop::collection::vec((0u64..8 << 20, 1u64..256 << 10, 0u8..4), 1..200),
-            most in 0u64..2 << 20,
+            first in 1u64..2 << 20, most in 0u64..2 << 20,
         ) {
             let mut pattern = Pattern::default();
             let (mut at, mut given) = (0, 0);
@@ -99,7 +109,7 @@ mod tests {
                 if kind == 0 {
                     (at, given) = (jump, 0);
                 }
-                if let Some(ahead) = pattern.note(&(at..at + len), most) {
+                if let Some(ahead) = pattern.note(&(at..at + len), Window { first, most }) {
                     prop_assert!(!ahead.is_empty());
                     prop_assert!(ahead.end <= pattern.end + most && ahead.start >= at);
                     prop_assert!(kind == 0 || ahead.start >= given);

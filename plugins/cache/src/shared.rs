@@ -1,7 +1,7 @@
 //! What all calls of one link share, and what they do to the copies.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use nbd_rs_plugin::abi_stable::std_types::ROption;
 use nbd_rs_plugin::{
@@ -12,11 +12,10 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::flight::Fetched;
 use crate::grid::{Chunk, Grid};
+use crate::habit::Habit;
 use crate::index::{Index, Object, Outcome, Version};
 use crate::memory::{BlockKey, Memory};
 
-/// A sixteenth of the room is for names and versions, the rest for blocks.
-const INDEX_SHARE: u64 = 16;
 /// Blocks of one forgotten object that are removed at once; the others leave in their turn.
 const REMOVED_AT_ONCE: u64 = 4096;
 
@@ -32,13 +31,34 @@ pub(crate) struct Shared {
     pub(crate) disk: Option<Arc<Disk>>,
     pub(crate) counters: Counters,
     /// Bytes that are being fetched ahead of readers.
-    pub(crate) background: AtomicU64,
+    pub(crate) ahead: AtomicU64,
+    /// Whether objects that are asked for once are asked for again.
+    pub(crate) habit: Mutex<Habit>,
     /// The size of the object seen last: others are often as large.
     pub(crate) usual_size: AtomicU64,
     /// Whether `get` with a range fetches less than the whole object.
     pub(crate) ranged: bool,
     /// Whether an answer came without an ETag.
     versionless: AtomicBool,
+}
+
+/// Part of an object as a look at the store found it.
+#[derive(Debug)]
+pub(crate) struct Brought {
+    /// When the look began; see [`Index::tick`].
+    pub(crate) began: u64,
+    /// Where in the object the bytes begin.
+    pub(crate) start: u64,
+    pub(crate) data: Data,
+}
+
+/// What becomes of a block that is held when it is fetched again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Copies {
+    /// It stays, and being fetched with others does not make it more worth keeping.
+    Add,
+    /// It is replaced: who asks the store again may have found it damaged.
+    Renew,
 }
 
 /// What happened so far.
@@ -65,7 +85,7 @@ impl Shared {
         disk: Option<Arc<Disk>>,
     ) -> Arc<Self> {
         let grid = Grid::new(config.block);
-        let for_index = config.size / INDEX_SHARE;
+        let for_index = config.for_index();
         let ranged = nbd_rs_plugin::CapabilityFlags::RANGED_GET;
         Arc::new(Self {
             host,
@@ -74,7 +94,8 @@ impl Shared {
             index: Index::new(for_index),
             memory: Memory::new(config.size - for_index, grid),
             counters: Counters::default(),
-            background: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
+            habit: Mutex::default(),
             usual_size: AtomicU64::new(0),
             ranged: inner.capabilities().has(ranged),
             versionless: AtomicBool::new(false),
@@ -98,25 +119,30 @@ impl Shared {
             return Ok(unknown_version(range, got.data));
         };
         check(range, &version, &got.data)?;
-        Ok(self.keep(key, object, version, range.offset, got.data, began))
+        self.usual_size.store(version.size, Ordering::Relaxed);
+        let brought = Brought {
+            began,
+            start: range.offset,
+            data: got.data,
+        };
+        Ok(self.keep(key, object, version, brought, Copies::Add))
     }
 
-    /// Keeps part of an answer that a look brought which began at `began`.
+    /// Keeps what a look at the store brought.
     pub(crate) fn keep(
         &self,
         key: &str,
         object: &Arc<Object>,
         version: Version,
-        start: u64,
-        data: Data,
-        began: u64,
+        brought: Brought,
+        copies: Copies,
     ) -> Fetched {
+        let Brought { began, start, data } = brought;
         let target = self.observe(key, object, &version, began);
-        self.usual_size.store(version.size, Ordering::Relaxed);
         let target = target.filter(|_| data.len() <= self.config.largest_fill());
         let chunks = target.and_then(|target| {
             let chunks = self.grid.cut(start, &data, version.size)?;
-            self.insert(key, &target, &chunks);
+            self.insert(key, &target, &chunks, copies);
             Some(chunks)
         });
         let pieces = match chunks {
@@ -130,12 +156,15 @@ impl Shared {
         }
     }
 
-    fn insert(&self, key: &str, object: &Object, chunks: &[Chunk]) {
+    fn insert(&self, key: &str, object: &Object, chunks: &[Chunk], copies: Copies) {
         let disk = self.disk.as_ref().filter(|disk| disk.is_on());
         let disk = disk.zip(object.version.get());
         let disk = disk.map(|(disk, version)| (disk, disk.names(key, version), version.size));
         for chunk in chunks.iter().filter(|chunk| chunk.whole) {
-            self.hold(object, chunk.block, chunk.bytes.clone());
+            match copies {
+                Copies::Add => self.hold_new(object, chunk.block, &chunk.bytes),
+                Copies::Renew => self.hold(object, chunk.block, chunk.bytes.clone()),
+            }
             if let Some((disk, names, size)) = &disk {
                 disk.offer(names, chunk.block, *size, &chunk.bytes);
             }
@@ -143,9 +172,20 @@ impl Shared {
     }
 
     /// Keeps a block in memory.
-    pub(crate) fn hold(&self, object: &Object, block: u64, bytes: Bytes) {
+    fn hold(&self, object: &Object, block: u64, bytes: Bytes) {
         let object = object.id;
         self.memory.insert(BlockKey { object, block }, bytes);
+    }
+
+    /// Keeps a block in memory if it is not there.
+    pub(crate) fn hold_new(&self, object: &Object, block: u64, bytes: &Bytes) {
+        let key = BlockKey {
+            object: object.id,
+            block,
+        };
+        if self.memory.pass(key).is_none() {
+            self.memory.insert(key, bytes.clone());
+        }
     }
 
     /// Notes which version was seen. Where its bytes may be kept.
@@ -337,6 +377,7 @@ impl Drop for Changing {
         let pieces = body.pieces().iter().cloned().map(Piece::Bytes);
         let data = Data::Many(pieces.collect());
         let chunks = self.shared.grid.cut(0, &data, size).unwrap_or_default();
-        self.shared.insert(&self.key, &object, &chunks);
+        let shared = &self.shared;
+        shared.insert(&self.key, &object, &chunks, Copies::Renew);
     }
 }

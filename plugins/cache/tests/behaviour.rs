@@ -14,7 +14,6 @@ use nbd_rs_plugin::{
 const NONE: GetFlags = GetFlags::NONE;
 const FRESH: GetFlags = GetFlags::FRESH;
 const META: GetFlags = GetFlags::WANT_META;
-const BLOCK: u64 = 4096;
 
 fn config(options: &[(&str, &str)]) -> Config {
     let option = |(name, value): &(&str, &str)| OptionValue {
@@ -495,37 +494,6 @@ async fn a_reader_that_passes_by_does_not_push_out_what_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_larger_than_whole_is_never_fetched_whole() {
-    let fake = Fake::new();
-    fake.replace("k", noise(38, 1 << 20));
-    let options = [("size", "64MiB"), ("readahead", "0"), ("block", "4KiB")];
-    let config = config(&[&options[..], &[("whole", "512KiB")]].concat());
-    let cache = Cache::new(host(), config, fake.next(), "").await.unwrap();
-    for at in 0..64 {
-        read(&cache, "k", at * 37 % 256 * BLOCK, 100).await;
-    }
-    tokio::time::sleep(Duration::from_millis(1)).await;
-    assert!(cache.used_bytes() < 65 * (BLOCK + 1024));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_small_object_is_fetched_whole_after_eight_misses() {
-    let fake = Fake::new();
-    let bytes = noise(31, 1 << 20);
-    fake.replace("k", bytes.clone());
-    let config = config(&[("size", "64MiB"), ("readahead", "0"), ("block", "4KiB")]);
-    let cache = Cache::new(host(), config, fake.next(), "").await.unwrap();
-    cache.head("k", NONE).await.unwrap();
-    for at in [200u64, 10, 99, 150, 40, 77, 222, 5] {
-        read(&cache, "k", at * BLOCK, 100).await;
-    }
-    tokio::time::sleep(Duration::from_millis(1)).await;
-    fake.take_calls();
-    assert_eq!(read_all(&cache, "k").await, bytes);
-    assert!(fake.take_calls().is_empty());
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_answer_too_large_to_keep_passes_through() {
     let fake = Fake::new();
     let bytes = noise(32, 2 << 20);
@@ -579,4 +547,17 @@ async fn c22_capabilities_are_those_behind_less_what_is_not_known() {
     assert_eq!(cache.flush().await.unwrap_err().kind, Kind::Io);
     cache.list("", None).await.unwrap();
     assert_eq!(fake.take_calls(), ["flush", "list  "]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_outside_of_an_object_does_not_fail_those_that_met_it() {
+    let fake = Fake::new();
+    let bytes = noise(39, 8192);
+    fake.replace("k", bytes.clone());
+    let cache = cache(&fake).await;
+    let outside = cache.get("k", Range::new(8192, 100), NONE);
+    let inside = cache.get("k", Range::new(4096, 100), NONE);
+    let (outside, inside) = tokio::join!(outside, inside);
+    assert_eq!(outside.unwrap_err().kind, Kind::Invalid);
+    assert_eq!(bytes_of(&inside.unwrap().data), bytes[4096..4196]);
 }

@@ -10,7 +10,7 @@ use nbd_rs_cache::config::Config;
 use nbd_rs_fake::{body, bytes_of, host, logged, Fake, Rng};
 use nbd_rs_plugin::{Backend, Condition, GetFlags, Kind, OptionValue, Range};
 
-fn config(dir: &Path) -> Config {
+fn config(dir: &Path, whole: &str) -> Config {
     let option = |(name, value): (&str, &str)| OptionValue {
         name: name.into(),
         value: value.into(),
@@ -20,7 +20,7 @@ fn config(dir: &Path) -> Config {
         ("block", "4KiB"),
         ("size", "16MiB"),
         ("readahead", "0"),
-        ("whole", "0"),
+        ("whole", whole),
         ("dir", dir),
         ("disk_size", "16MiB"),
     ];
@@ -28,7 +28,11 @@ fn config(dir: &Path) -> Config {
 }
 
 async fn open_as(fake: &Fake, dir: &Path, store: &str) -> Cache {
-    let cache = Cache::new(host(), config(dir), fake.next(), store).await;
+    open_with(fake, config(dir, "0"), store).await
+}
+
+async fn open_with(fake: &Fake, config: Config, store: &str) -> Cache {
+    let cache = Cache::new(host(), config, fake.next(), store).await;
     let cache = cache.unwrap();
     for _ in 0..1000 {
         if cache.disk().unwrap().is_on() {
@@ -78,6 +82,31 @@ async fn after_a_restart_one_look_is_all_the_store_is_asked() {
     assert_eq!(part.meta.unwrap().size, 30_000);
     assert_eq!(fake.take_calls(), ["head read fresh", "head put fresh"]);
     assert!(cache.try_get("read", Range::ALL, GetFlags::NONE).is_some());
+}
+
+#[tokio::test]
+async fn what_is_on_disk_is_not_fetched_whole_from_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("d");
+    let fake = Fake::new();
+    let bytes = noise(1, 60_000);
+    fake.replace("k", bytes.clone());
+    let cache = open(&fake, &dir).await;
+    let got = cache.get("k", Range::new(0, 40_960), GetFlags::NONE).await;
+    got.unwrap();
+    cache.close().await.unwrap();
+    fake.take_calls();
+    let cache = open_with(&fake, config(&dir, "8MiB"), "fake://store").await;
+    let block = |at: u64| cache.get("k", Range::new(at * 4096, 4096), GetFlags::NONE);
+    for at in 0..10 {
+        let from = at as usize * 4096;
+        let got = block(at).await.unwrap();
+        assert_eq!(bytes_of(&got.data), bytes[from..from + 4096]);
+    }
+    assert_eq!(fake.take_calls(), ["head k fresh"]);
+    // What is not there is: as far as it is missing on disk too.
+    block(12).await.unwrap();
+    assert_eq!(fake.take_calls(), ["get k 40960+19040"]);
 }
 
 #[tokio::test]
@@ -287,10 +316,10 @@ async fn one_directory_is_one_cache() {
     let dir = dir.path().join("d");
     let fake = Fake::new();
     let cache = open(&fake, &dir).await;
-    let second = Cache::new(host(), config(&dir), fake.next(), "fake://store").await;
+    let second = Cache::new(host(), config(&dir, "0"), fake.next(), "fake://store").await;
     assert_eq!(second.unwrap_err().kind, Kind::Busy);
     cache.close().await.unwrap();
     open(&fake, &dir).await.close().await.unwrap();
-    let unnamed = Cache::new(host(), config(&dir), fake.next(), "").await;
+    let unnamed = Cache::new(host(), config(&dir, "0"), fake.next(), "").await;
     assert_eq!(unnamed.unwrap_err().kind, Kind::Unsupported);
 }

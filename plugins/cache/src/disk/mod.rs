@@ -141,6 +141,11 @@ impl Disk {
         self.is_on() && self.log.knows(object_number(&self.store, key))
     }
 
+    /// Whether a block of a version is here.
+    pub fn holds(&self, key: &str, version: &Version, block: u64) -> bool {
+        self.is_on() && self.log.holds(self.names(key, version).version, block)
+    }
+
     /// Reads blocks of a version, each or not.
     pub async fn read(
         &self,
