@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nbd_rs_plugin::{Buf, Bytes, Data, GetFlags, Got, Piece};
 
 use super::frame::corrupt;
+use super::lent;
 use super::pages::Pages;
 use super::store::{bytes_of, etag_of};
 use super::trailer::{trailer_bytes, Trailer, UNIT_BYTES};
@@ -50,12 +51,14 @@ fn first_damaged(known: &Known, part: Part, units: &[u8]) -> Option<u64> {
 }
 
 /// The part that was asked for, out of its units, if they are those that the trailer speaks of.
+/// Lent, as they came.
 pub(super) fn verified(known: &Known, part: Part, got: &Got) -> Option<Data> {
-    let units = contiguous(&got.data).ok()?;
-    if etag_of(got) != &*known.etag || first_damaged(known, part, &units).is_some() {
+    let is_same = etag_of(got) == &*known.etag;
+    if !is_same || !lent::are_sound(&known.trailer, units_of(part), &got.data) {
         return None;
     }
-    Some(inside(part, units))
+    let start = part.offset % UNIT_BYTES;
+    lent::cut(&got.data, start..start + part.len)
 }
 
 fn inside(part: Part, units: Bytes) -> Data {
@@ -164,6 +167,25 @@ fn copy_into(places: [&mut [u8]; 2], data: &Data) -> Result<()> {
         true => Ok(()),
         false => Err(wrong()),
     }
+}
+
+/// A part of a shard that is most of it, out of all of it: so the checksums come along. Lent, as it
+/// came; nothing if it is not as it was put.
+pub(super) async fn most(pages: &Pages, part: Part) -> Result<Option<(Data, Known)>> {
+    let end = pages.record.shard_bytes;
+    let trailer = end..end + trailer_bytes(end);
+    let Some(got) = get(pages, part.shard, 0..trailer.end, GetFlags::NONE).await? else {
+        return Ok(None);
+    };
+    let units = units_of(part);
+    let range = units.start * UNIT_BYTES..units.end * UNIT_BYTES;
+    let found = lent::cut(&got.data, range).zip(lent::cut(&got.data, trailer));
+    let Some((data, trailer)) = found else {
+        return Ok(None);
+    };
+    let known = decode(pages, part.shard, &contiguous(&trailer)?, &got)?;
+    let got = Got { data, ..got };
+    Ok(verified(&known, part, &got).map(|data| (data, known)))
 }
 
 /// A part of a shard, from the store itself. Nobody may be putting the shard meanwhile: then what

@@ -2,7 +2,7 @@
 //! `docs/volume-format.md`.
 //!
 //! - pure: `frame` around each record, `volume`, `owner`, `state`, `index`, `trailer`,
-//!   `names`, `image`, `page`, `ranges`;
+//!   `lent`, `names`, `image`, `page`, `ranges`;
 //! - `store`: the chain as it is used here; `probe`: does it obey;
 //! - `lease`: who may write; `ticket`: where writes wait; `pages` and `directory`: what was
 //!   written; `reaper`: what goes; `changes`: what is under way;
@@ -18,6 +18,7 @@ mod image;
 mod in_place;
 mod index;
 mod lease;
+mod lent;
 pub mod manage;
 mod names;
 mod owner;

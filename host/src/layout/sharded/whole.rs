@@ -126,18 +126,9 @@ impl Whole {
             }
             // Most of it: all of it, and the checksums come along.
             if part.len * 2 > pages.record.shard_bytes {
-                let fetched = fetch::shard(pages, part.shard, GetFlags::NONE).await;
-                if let Ok(Some(Fetched {
-                    data,
-                    known,
-                    damaged,
-                })) = fetched
-                {
-                    if damaged.is_empty() {
-                        whole.learn(known)?;
-                        let range = part.range();
-                        return Ok(data.slice(range.start as usize..range.end as usize).into());
-                    }
+                if let Ok(Some((data, known))) = fetch::most(pages, part).await {
+                    whole.learn(known)?;
+                    return Ok(data);
                 }
             } else if let Ok(Some(known)) = fetch::trailer(pages, part.shard, GetFlags::NONE).await
             {
