@@ -17,6 +17,9 @@ pub enum Request {
         number: u64,
     },
     /// The entry in a slot. Answered by [`Answer::Entry`].
+    ///
+    /// An entry that was read ahead may be given, since it never changes. That a slot is empty has to be
+    /// asked now.
     Get {
         /// The slot.
         slot: u64,
@@ -57,11 +60,20 @@ pub enum Event {
         /// What it said.
         answer: Answer,
     },
-    /// The request had no answer in time, or one that does not say what came of it. It may still have
-    /// effect, at any time.
+    /// The request had no answer in time, or was refused, or the answer does not say what came of it. It
+    /// may still have effect, at any time. It is sent again: when, is up to the driver.
     Unanswered {
         /// The backend.
         backend: usize,
+    },
+    /// Something lies in a slot of [`Owner::watched`]. The driver looks every few seconds.
+    Watched {
+        /// The backend.
+        backend: usize,
+        /// The slot.
+        slot: u64,
+        /// What was found.
+        entry: Entry,
     },
     /// Backends that have not answered by now are not waited for: choose as soon as enough are fenced.
     Decide,
@@ -150,8 +162,7 @@ impl<R: Rules> Owner<R> {
         match *event {
             Event::Answered { backend, answer } => {
                 if let Outcome::Lost(by) = self.answered(backend, &answer) {
-                    self.stage = Stage::Ended;
-                    actions.push(Action::Ended { by });
+                    self.end(by, actions);
                     return;
                 }
             }
@@ -159,6 +170,11 @@ impl<R: Rules> Owner<R> {
                 let asked = self.lanes.get(backend).and_then(|lane| lane.asked);
                 actions.extend(asked.map(|request| Action::Send { backend, request }));
             }
+            Event::Watched { entry, .. } if entry.writer() > self.epoch => {
+                self.end(entry.writer(), actions);
+                return;
+            }
+            Event::Watched { backend, slot, .. } => self.pass(backend, slot),
             Event::Decide => self.waits = false,
             Event::Append(kind) => self.append(kind),
         }
@@ -222,6 +238,32 @@ impl<R: Rules> Owner<R> {
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged
+    }
+
+    /// The slots, each with its backend, that somebody newer would have taken.
+    ///
+    /// If [`Quorum::fence`] of them are empty, nobody newer had started when the first of them was
+    /// looked at: what this owner has acknowledged is all there is, and may be read.
+    pub fn watched(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        let last = self.last_seq();
+        let is_sure = move |lane: &Lane| {
+            lane.phase == Phase::Joined && lane.held == last && lane.asked.is_none()
+        };
+        let lanes = self.lanes.iter().enumerate();
+        let lanes = lanes.filter(move |(_, lane)| is_sure(lane));
+        lanes.map(|(backend, lane)| (backend, lane.next))
+    }
+
+    /// What somebody older left in the next slot is no reason to look there for ever.
+    fn pass(&mut self, backend: usize, slot: u64) {
+        if self.watched().any(|watched| watched == (backend, slot)) {
+            self.lanes[backend].next += 1;
+        }
+    }
+
+    fn end(&mut self, by: Epoch, actions: &mut Vec<Action>) {
+        self.stage = Stage::Ended;
+        actions.push(Action::Ended { by });
     }
 
     fn last_seq(&self) -> u64 {

@@ -56,11 +56,13 @@ impl Replica {
         if !rules.counts(self.fence, writer) || self.has(record.position) {
             return false;
         }
-        let keep = match (record.prev, record.kind) {
-            (None, _) => 0,
-            (Some(prev), _) if self.has(prev) => self.through(prev),
-            (Some(_), Kind::Checkpoint) => 0,
-            (Some(_), _) => return false,
+        let before = record.prev.map_or(0, |prev| prev.seq);
+        let keep = match record.prev {
+            _ if record.position.seq != before + 1 => return false,
+            None => 0,
+            Some(prev) if self.has(prev) => self.index(prev.seq).map_or(0, |at| at + 1),
+            Some(_) if record.kind == Kind::Checkpoint => 0,
+            Some(_) => return false,
         };
         if keep < self.log.len() && !rules.voids(&record) {
             return false;
@@ -73,13 +75,14 @@ impl Replica {
     /// Whether the record counts here.
     #[must_use]
     pub fn has(&self, position: Position) -> bool {
-        self.through(position) > 0
+        let held = self.index(position.seq).and_then(|at| self.log.get(at));
+        held.is_some_and(|held| held.record.position == position)
     }
 
-    /// How many records there are through this one; 0 if it is not among them.
-    fn through(&self, position: Position) -> usize {
-        let is_it = |held: &Held| held.record.position == position;
-        self.log.iter().rposition(is_it).map_or(0, |at| at + 1)
+    /// Where in the log the record of this number stands, if it does: there are no gaps.
+    fn index(&self, seq: u64) -> Option<usize> {
+        let first = self.log.first()?.record.position.seq;
+        usize::try_from(seq.checked_sub(first)?).ok()
     }
 
     /// The rank of the last record.
@@ -161,7 +164,12 @@ mod tests {
         fn a_log_is_a_chain_whatever_was_found(entries in entries()) {
             let replica = read(&entries);
             for pair in replica.log().windows(2) {
-                prop_assert_eq!(pair[1].record.prev, Some(pair[0].record.position));
+                let [before, behind] = [pair[0].record.position, pair[1].record.position];
+                prop_assert_eq!(pair[1].record.prev, Some(before));
+                prop_assert_eq!(behind.seq, before.seq + 1);
+            }
+            for held in replica.log() {
+                prop_assert!(replica.has(held.record.position));
             }
             let first = replica.log().first().map(|held| held.record);
             prop_assert!(first.is_none_or(|it| it.prev.is_none() || it.kind == Kind::Checkpoint));

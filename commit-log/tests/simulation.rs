@@ -195,8 +195,39 @@ impl World {
         self.acknowledged.insert(position);
     }
 
+    /// A look at enough slots that are empty proves that nobody newer serves.
+    fn watch(&mut self, seat: usize) {
+        let owner = &self.seats[seat].owner;
+        let me = owner.epoch();
+        let watched: Vec<_> = owner.watched().collect();
+        let look = |&(at, slot): &(usize, u64)| self.stores[at].slots.get(&slot).copied();
+        let found: Vec<_> = watched.iter().map(look).collect();
+        let empty = found.iter().filter(|entry| entry.is_none()).count();
+        if owner.stage() == Stage::Serving && empty >= self.quorum.fence() {
+            let newer = self.served.keys().find(|newer| **newer > me);
+            assert_eq!(newer, None, "{me:?} has a lease");
+        }
+        for ((backend, slot), entry) in watched.into_iter().zip(found) {
+            let Some(entry) = entry else {
+                continue;
+            };
+            let event = Event::Watched {
+                backend,
+                slot,
+                entry,
+            };
+            self.step(seat, &event);
+            let has_ended = self.seats[seat].owner.stage() == Stage::Ended;
+            assert_eq!(has_ended, entry.writer() > me, "{entry:?}");
+            if has_ended {
+                break;
+            }
+        }
+    }
+
     fn act(&mut self, seat: usize) {
         let event = match self.below(40) {
+            10 => return self.watch(seat),
             0 => Event::Decide,
             1 => return self.collect(seat),
             2 => return self.die(seat),

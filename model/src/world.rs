@@ -12,7 +12,7 @@ use crate::backend::{Backend, Late};
 use crate::config::{Config, Move, Seen};
 use crate::explore::Model;
 use crate::hash;
-use crate::history::{epoch, Deeds, History};
+use crate::history::{self, epoch, Deeds, History};
 use crate::mutant::Mutant;
 
 #[derive(Debug, Clone)]
@@ -251,6 +251,21 @@ impl Worlds {
             let base = chosen.log().last().map(|held| held.record.position);
             world.history.check_newest(me, base)
         })
+    }
+
+    /// Whether somebody could believe, having looked, that nobody newer serves.
+    fn lease_is_wrong(&self, world: &World) -> Option<String> {
+        let wrong = world.alive().find(|alive| {
+            let is_empty = |(at, slot): &(usize, u64)| world.backends[*at].get(*slot).is_none();
+            let me = history::owner(alive.epoch());
+            alive.stage() == Stage::Serving
+                && world.history.has_newer_start(me)
+                && alive.watched().filter(is_empty).count() >= self.quorum.fence()
+        });
+        let epoch = wrong?.epoch();
+        Some(format!(
+            "6: {epoch:?} has a lease, and somebody newer serves"
+        ))
     }
 
     /// As many losses as the protocol bears: of the backends that a log was chosen from, enough
@@ -503,6 +518,7 @@ impl Model for Worlds {
     fn wrong(&self, world: &World) -> Option<String> {
         let told = world.wrong.as_deref().map(str::to_owned);
         told.or_else(|| self.observe(world))
+            .or_else(|| self.lease_is_wrong(world))
     }
 
     /// 5: with enough backends up, whoever came last serves, and all its records are acknowledged.
