@@ -244,7 +244,7 @@ impl Check {
         let Some(pages) = pages else {
             return Ok(());
         };
-        match fetch::shard(pages, shard, GetFlags::FRESH).await {
+        match fetch::load(pages, shard, GetFlags::FRESH).await {
             Ok(Some(fetched)) => {
                 self.report.verified += 1;
                 if let Some(first) = fetched.damaged.first() {

@@ -15,18 +15,11 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::split::Part;
 use crate::pool;
 
-/// A shard as it lies on the store.
-pub(super) struct Fetched {
-    pub(super) data: Bytes,
-    pub(super) known: Known,
-    /// Units that are not as they were put.
-    pub(super) damaged: Vec<u64>,
-}
-
-/// The same in memory of its own, to be changed there.
+/// A shard as it lies on the store, in memory of its own.
 pub(super) struct Loaded {
     pub(super) data: Buf,
     pub(super) known: Known,
+    /// Units that are not as they were put.
     pub(super) damaged: Vec<u64>,
 }
 
@@ -103,24 +96,6 @@ pub(super) async fn trailer(pages: &Pages, shard: u64, flags: GetFlags) -> Resul
     };
     let bytes = contiguous(&got.data)?;
     decode(pages, shard, &bytes, &got).map(Some)
-}
-
-/// A whole shard.
-pub(super) async fn shard(pages: &Pages, shard: u64, flags: GetFlags) -> Result<Option<Fetched>> {
-    let data = pages.record.shard_bytes;
-    let range = 0..data + trailer_bytes(data);
-    let Some(got) = get(pages, shard, range, flags).await? else {
-        return Ok(None);
-    };
-    let bytes = contiguous(&got.data)?;
-    let known = decode(pages, shard, &bytes[data as usize..], &got)?;
-    let data = bytes.slice(0..data as usize);
-    let damaged = known.trailer.damaged(&data);
-    Ok(Some(Fetched {
-        data,
-        known,
-        damaged,
-    }))
 }
 
 /// A whole shard, copied out of what the chain lends, which is given back.

@@ -8,7 +8,7 @@ use nbd_rs_plugin::{Body, Condition, Data, GetFlags, Range, ReadFlags};
 use tokio::sync::Semaphore;
 
 use super::changes::UnderWay;
-use super::fetch::{self, damaged, gone, Fetched, Loaded};
+use super::fetch::{self, damaged, gone, Loaded};
 use super::image::{self, Base, Edit, Label};
 use super::pages::{Intended, Pages, Writer};
 use super::queue::Queues;
