@@ -23,6 +23,8 @@ const AHEAD_BYTES: u64 = 16 << 20;
 /// This part of the ring is kept for what is put behind all other records again: where it had no
 /// room those before it could not be done with, and there would never be any.
 const RESERVE: u64 = 8;
+/// The ring has room for so many of the largest records.
+const RECORDS: u64 = 16;
 /// The longest that a writer is slowed down before it must wait.
 const SLOWEST: Duration = Duration::from_millis(20);
 
@@ -63,6 +65,11 @@ enum Appended {
 impl Core {
     /// Makes a change: at once, if nothing stands in the way.
     pub(super) fn change(self: &Arc<Self>, change: Change, fua: bool) -> Answer<()> {
+        let most = self.journal.usage().ring_bytes / RECORDS;
+        if change.data().is_some() && change.len > most {
+            let core = self.clone();
+            return Answer::later(async move { core.change_in_parts(change, most, fua).await });
+        }
         if self.takes_at_once() {
             match self.append(std::slice::from_ref(&change)) {
                 Ok(Appended::As(_)) if !fua => return Answer::Ready(Ok(())),
@@ -76,6 +83,27 @@ impl Core {
         }
         let core = self.clone();
         Answer::later(async move { core.change_when_possible(change, fua).await })
+    }
+
+    /// Makes a change that is too large for one record. Its parts are in order, and no promise holds
+    /// across units.
+    async fn change_in_parts(self: &Arc<Self>, change: Change, most: u64, fua: bool) -> Result<()> {
+        let Some(data) = change.data() else {
+            return Ok(());
+        };
+        let end = change.offset + change.len;
+        let mut at = change.offset;
+        while at < end {
+            let until = end.min((at + most) / UNIT_BYTES * UNIT_BYTES);
+            let part = data.slice((at - change.offset) as usize..(until - change.offset) as usize);
+            let part = Change::write(at, part);
+            self.change_when_possible(part, false).await?;
+            at = until;
+        }
+        match fua {
+            true => self.durable(self.journal.last_seq(), true).await,
+            false => Ok(()),
+        }
     }
 
     fn takes_at_once(&self) -> bool {

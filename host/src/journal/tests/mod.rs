@@ -313,3 +313,20 @@ fn c08_a_trim_that_later_writes_cut_is_zeros_all_the_same() {
         server.volume.close().await.unwrap();
     });
 }
+
+#[test]
+fn a_write_larger_than_the_journal_is_taken_in_parts() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let small = How {
+            ring_bytes: 1 << 20,
+            ..how(FlushTo::Remote)
+        };
+        let server = Server::start(&store, &disk, &small).await;
+        let bytes = rng::Rng::new(3).bytes(SIZE as usize - 100);
+        let body = sharded::body(bytes.clone());
+        server.volume.write(77, body, true).wait().await.unwrap();
+        assert!(stored(&store, 77, SIZE - 100).await == bytes);
+        server.volume.close().await.unwrap();
+    });
+}
