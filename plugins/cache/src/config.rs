@@ -7,6 +7,9 @@ use nbd_rs_plugin::{Error, Kind, OptionKind, OptionSpec, OptionValue, Result};
 
 use crate::pattern::Window;
 
+/// Room for names and versions, in bytes a block: each may be of another object, and others are known
+/// of which no block is held.
+const NAME_BYTES: u64 = 1200;
 /// The first window of read-ahead, in bytes; each further step doubles it.
 const FIRST_WINDOW: u64 = 128 << 10;
 
@@ -151,12 +154,13 @@ impl Config {
     /// Up to here copies are added without asking what they push out, in bytes: one part of the
     /// memory can be full before the others are.
     pub fn roomy(&self) -> u64 {
-        (self.size - self.for_index()) / 8 * 7
+        (self.size - self.for_index()) / 16 * 15
     }
 
     /// What names and versions may have of `size`, in bytes.
     pub fn for_index(&self) -> u64 {
-        self.size / 16
+        let blocks = self.size / self.block;
+        (blocks * NAME_BYTES).clamp(self.size / 64, self.size / 16)
     }
 }
 
@@ -188,6 +192,18 @@ mod tests {
             })
             .collect();
         assert_eq!(Config::new(&described).unwrap(), parse(&[]).unwrap());
+    }
+
+    #[test]
+    fn names_have_room_for_an_object_a_block_and_leave_the_rest_to_blocks() {
+        let for_index = |block| {
+            let config = parse(&[("size", "256MiB"), ("block", block)]).unwrap();
+            config.for_index()
+        };
+        // A name and what is known of its object take about 600 bytes.
+        assert!((4096 * 600..8 << 20).contains(&for_index("64KiB")));
+        assert_eq!(for_index("4KiB"), 16 << 20);
+        assert_eq!(for_index("4MiB"), 4 << 20);
     }
 
     #[test]
