@@ -98,6 +98,7 @@ fn a_volume_lives_over_every_chain_to_s3() {
     ] {
         live(&Place::own(chain, ""));
     }
+    live(&Place::named("cache+retry+s3:"));
 }
 
 #[test]

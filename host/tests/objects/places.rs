@@ -60,6 +60,16 @@ impl Place {
         Self::on(Arc::new(S3::start()), chain, options)
     }
 
+    /// One whose bucket stands in the host's name.
+    pub(crate) fn named(chain: &str) -> Self {
+        let server = Arc::new(S3::start());
+        let target = server.named_target("disk/chunks/");
+        Self {
+            location: format!("{chain}{target}?style=virtual"),
+            ..Self::on(server, chain, "")
+        }
+    }
+
     /// That server behind this chain.
     pub(crate) fn on(server: Arc<S3>, chain: &str, options: &str) -> Self {
         Self {

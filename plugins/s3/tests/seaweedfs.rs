@@ -31,6 +31,9 @@ fn the_store_works_on_seaweedfs() {
     for checksum in ["none", "signed"] {
         exercise(&open(&right, &[("checksum", checksum)]).unwrap());
     }
+    // The bucket in the host, which the signature covers.
+    let named = target(&weed, "v/", ENCODED_SECRET).replace("127.0.0.1", "localhost");
+    exercise(&open(&named, &[("style", "virtual")]).unwrap());
     let error = open(&target(&weed, "p/", "wrong"), &[]).unwrap_err();
     assert_eq!(error.kind, Kind::Denied, "{error}");
 }

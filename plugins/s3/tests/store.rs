@@ -4,13 +4,14 @@ mod common;
 
 use std::sync::Arc;
 
+use common::exercise::exercise;
 use common::{block_on, body, conforms, get, kind, names, open, request, Bench};
 use nbd_rs_plugin::{
     Body, Bytes, CapabilityFlags, Condition, GetFlags, Kind, ObjectFlags, ObjectMode, OpenFlags,
     Range,
 };
 use nbd_rs_s3::backend::S3Backend;
-use nbd_rs_s3_server::{Fault, Quirks, Rule, Server};
+use nbd_rs_s3_server::{Fault, Quirks, Rule, Server, BUCKET};
 
 #[test]
 fn the_suite_of_every_backend_is_passed() {
@@ -23,6 +24,51 @@ fn the_suite_of_every_backend_is_passed() {
         conforms(&open(&server.target(""), &[]).unwrap(), 10, &[]);
         assert_eq!(server.keys(), Vec::<String>::new());
         assert_eq!(server.broken(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_bucket_may_stand_in_the_host() {
+    let server = Server::start();
+    let style = [("style", "virtual")];
+    let store = open(&server.named_target(""), &style).unwrap();
+    conforms(&store, 10, &[]);
+    exercise(&store);
+    // One that does not exist is made there, too.
+    let target = server.named_target("p/").replace(BUCKET, "other");
+    let made = [("create_bucket", "true"), style[0]];
+    let other = open(&target, &made).unwrap();
+    block_on(other.put("k", body(b"x"), Condition::Always)).unwrap();
+    assert_eq!(get(&other, "k", Range::ALL).unwrap(), b"x");
+    assert_eq!(server.keys(), Vec::<String>::new(), "of the first bucket");
+    let port = server.address().port();
+    for seen in server.seen() {
+        let host = seen.header("host").unwrap();
+        let hosts = [BUCKET, "other"].map(|bucket| format!("{bucket}.localhost:{port}"));
+        assert!(hosts.iter().any(|known| known == host), "{host}");
+        let in_path = seen.target.starts_with(&format!("/{BUCKET}"));
+        assert!(!in_path, "{}", seen.target);
+    }
+    assert_eq!(server.broken(), Vec::<String>::new());
+}
+
+#[test]
+fn a_bucket_in_the_host_is_the_name_that_the_certificate_must_have() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, fits) in [("bucket.localhost", true), ("localhost", false)] {
+        let server = Server::start_tls(name);
+        let ca = dir.path().join("ca.pem");
+        std::fs::write(&ca, server.ca().unwrap()).unwrap();
+        let target = server.named_target("p/").replace("http:", "https:");
+        let options = [("style", "virtual"), ("ca", ca.to_str().unwrap())];
+        match open(&target, &options) {
+            Ok(store) => {
+                assert!(fits, "{name}");
+                block_on(store.put("k", body(b"x"), Condition::Always)).unwrap();
+                assert_eq!(server.object("p/k").unwrap(), b"x");
+            }
+            Err(error) => assert!(!fits, "{name}: {error}"),
+        }
     }
 }
 

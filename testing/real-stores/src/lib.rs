@@ -76,6 +76,8 @@ impl Store {
             "-s3".to_owned(),
             format!("-s3.port={port}"),
             format!("-s3.config={}", config.display()),
+            // Then the bucket may stand before it.
+            "-s3.domainName=localhost".to_owned(),
             // These two have fixed ports, and the second server of a machine ends itself, after it
             // has begun to answer, when it finds them taken.
             "-s3.port.iceberg=0".to_owned(),

@@ -40,6 +40,20 @@ impl Request {
         length.unwrap_or(0).min(MAX_BODY_BYTES)
     }
 
+    /// The bucket and the key that it names: the bucket in the host (`bucket.localhost`), or at the
+    /// beginning of the path.
+    pub(crate) fn place(&self) -> (String, String) {
+        let host = self.header("host").unwrap_or_default();
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        let path = self.path();
+        let path = path.trim_start_matches('/');
+        let (bucket, key) = match name.strip_suffix(".localhost") {
+            Some(bucket) => (bucket, path),
+            None => path.split_once('/').unwrap_or((path, "")),
+        };
+        (bucket.to_owned(), key.to_owned())
+    }
+
     /// The path, decoded.
     pub fn path(&self) -> String {
         decode(self.target.split('?').next().unwrap_or_default())
@@ -143,6 +157,7 @@ pub(crate) fn check(request: &Request) -> Vec<String> {
     when(has("transfer-encoding"), "chunked");
     when(has("expect"), "asks for 100 Continue");
     when(!has("authorization"), "not signed");
+    when(crate::signature::is_wrong(request), "not its signature");
     let body = &request.body;
     when(
         body.len() != request.content_length(),

@@ -7,13 +7,14 @@
 //! ```
 //!
 //! It checks what a client must never do: send a body that is not the one it announced, leave out
-//! the length, or ask for `100 Continue`. What it found is in [`Server::broken`], and each request
+//! the length, sign something else, or ask for `100 Continue`. What it found is in [`Server::broken`], and each request
 //! that it read in [`Server::seen`].
 
 mod fault;
 mod gate;
 mod http;
 mod packed;
+mod signature;
 mod store;
 mod tls;
 
@@ -122,6 +123,12 @@ impl Server {
     /// What stands behind `s3:` to reach a prefix of the bucket.
     pub fn target(&self, prefix: &str) -> String {
         format!("http://key:secret@{}/{BUCKET}/{prefix}", self.address)
+    }
+
+    /// The same with a name for a host, before which the bucket's can stand (`style=virtual`).
+    pub fn named_target(&self, prefix: &str) -> String {
+        let port = self.address.port();
+        format!("http://key:secret@localhost:{port}/{BUCKET}/{prefix}")
     }
 
     /// Adds to the script: each rule is used once, by the first request that fits.

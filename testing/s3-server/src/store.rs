@@ -163,9 +163,11 @@ impl Store {
 
     /// Does what a request asks for.
     pub(crate) fn act(&mut self, request: &Request) -> Answer {
-        let path = request.path();
-        let path = path.trim_start_matches('/');
-        let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
+        if crate::signature::is_wrong(request) {
+            return Answer::error(403, "SignatureDoesNotMatch");
+        }
+        let (bucket, key) = request.place();
+        let (bucket, key) = (bucket.as_str(), key.as_str());
         if request.method == "PUT" && key.is_empty() {
             self.make_bucket(bucket);
             return Answer::new(200, &[], b"");
