@@ -33,15 +33,25 @@ fn peak(server: &Server) -> u64 {
     status(server, "VmHWM:") - status(server, "RssFile:")
 }
 
-/// Keeps `depth` requests in flight.
+/// Keeps `depth` requests in flight, reads of 256 KiB among them.
 fn drive(client: &mut Client, depth: usize, requests: impl Iterator<Item = (u16, u64, Vec<u8>)>) {
+    drive_reads_of(256 << 10, client, depth, requests);
+}
+
+/// The same with reads of this length.
+fn drive_reads_of(
+    read_bytes: usize,
+    client: &mut Client,
+    depth: usize,
+    requests: impl Iterator<Item = (u16, u64, Vec<u8>)>,
+) {
     let take = |client: &mut Client| {
         let reply = client.receive().expect("a reply");
         assert_eq!(reply.error, 0, "{}", reply.text);
     };
     for (command, offset, payload) in requests {
         let length = if command == READ {
-            256 << 10
+            read_bytes
         } else {
             payload.len()
         };
@@ -107,4 +117,34 @@ fn a_volume_of_64_gib_read_and_written_all_over_takes_bounded_memory() {
     assert!(crowded < (CACHE + REST) / MIB, "{crowded} MiB");
     assert!(filled < (CACHE + REST) / MIB, "{filled} MiB");
     server.stop();
+}
+
+/// Shards are fetched whole while there is room: many of them at the same time, after a restart.
+#[test]
+fn cold_reads_of_many_shards_take_bounded_memory() {
+    let mut rng = Rng::for_test("cold memory");
+    let place = Place::own("cache+retry+s3:", "?cache.size=48MiB");
+    place.init(64 * GIB as usize, "4Mi");
+    let server = place.serve().start();
+    let mut client = Client::structured(&server);
+    let shards: Vec<u64> = (0..100).map(|n| n * 160 + rng.next() % 160).collect();
+    let written: Vec<_> = shards.iter().map(|shard| write(*shard, &mut rng)).collect();
+    drive(&mut client, 4, written.into_iter());
+    assert_eq!(client.flush(), 0);
+    server.stop();
+    for (read_bytes, depth) in [(4096, 64), (256 << 10, 32), (4 << 20, 4)] {
+        let server = place.serve().start();
+        let mut client = Client::structured(&server);
+        let reads = (0..1000).map(|_| {
+            let shard = shards[(rng.next() % 100) as usize];
+            let inside = rng.next() % (SHARD / read_bytes) * read_bytes;
+            (READ, shard * SHARD + inside, Vec::new())
+        });
+        let reads: Vec<_> = reads.take((GIB / read_bytes) as usize).collect();
+        drive_reads_of(read_bytes as usize, &mut client, depth, reads.into_iter());
+        let cold = peak(&server) / MIB;
+        println!("memory: {cold} MiB for {depth} reads of {read_bytes} at a time");
+        assert!(cold < (CACHE + REST) / MIB, "{cold} MiB");
+        server.stop();
+    }
 }
