@@ -91,14 +91,15 @@ impl Shared {
         self.habit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A fetch of all that is missing of an object, for a reader that misses `block`, if it is small
-    /// and likely to be wanted.
+    /// A fetch of all that is missing of an object, for a reader of `blocks` that misses `block`, if
+    /// it is small and likely to be wanted.
     pub(crate) fn whole(
         self: &Arc<Self>,
         key: &str,
         object: &Object,
         version: &Version,
         block: u64,
+        blocks: &Span<u64>,
         reader: Reader,
     ) -> Option<Departure> {
         let is_small = self.ranged && version.size <= self.config.small();
@@ -112,6 +113,10 @@ impl Shared {
             return None;
         }
         let run = self.missing(object, version, block);
+        if blocks.start <= run.start && run.end <= blocks.end {
+            // He has asked for all of that himself: its failure is his.
+            return Some(Departure::narrow(run));
+        }
         let bytes = self.grid.bytes(&run, version.size);
         let admitted = self.admit(bytes.end - bytes.start)?;
         Counters::add(&self.counters.ahead);

@@ -36,10 +36,10 @@ pub(crate) struct Departure {
 }
 
 impl Departure {
-    /// Of blocks from `block` on, for those who asked for them.
-    fn narrow(block: u64) -> Self {
+    /// Of blocks that were asked for.
+    pub(crate) fn narrow(run: Span<u64>) -> Self {
         Self {
-            run: block..block,
+            run,
             flight: Arc::default(),
             admitted: None,
         }
@@ -90,13 +90,13 @@ impl Shared {
         let mut parts: Vec<(u64, Part)> = Vec::new();
         let mut departures: Vec<Departure> = Vec::new();
         let mut flights = object.flights();
-        for block in blocks {
+        for block in blocks.clone() {
             if let Some(part) = self.find(object, &flights, block, reader.passes) {
                 parts.push((block, part));
                 continue;
             }
             let is_first = departures.is_empty();
-            let whole = is_first.then(|| self.whole(key, object, version, block, reader));
+            let whole = is_first.then(|| self.whole(key, object, version, block, &blocks, reader));
             if let Some(whole) = whole.flatten() {
                 whole.enter(&mut flights);
                 parts.push((block, Part::Coming(whole.flight.clone())));
@@ -106,7 +106,7 @@ impl Shared {
             let run = match departures.last_mut() {
                 Some(last) if last.run.end == block && !last.flight.is_wide() => last,
                 _ => {
-                    departures.push(Departure::narrow(block));
+                    departures.push(Departure::narrow(block..block));
                     departures.last_mut().expect("it was pushed")
                 }
             };

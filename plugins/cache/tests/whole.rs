@@ -546,3 +546,19 @@ async fn the_room_of_a_fetch_that_has_ended_is_free_again() {
         assert_eq!(fake.take_calls()[0], whole());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_all_of_an_object_is_told_of_its_failure_with_one_get() {
+    let fake = Fake::new();
+    let cache = cache(&fake, &[]).await;
+    let bytes = missed_once(&fake, &cache).await;
+    fake.faults()
+        .script("get", [Fault::Before(Kind::Transient, "down")]);
+    let all = cache.get("k", Range::ALL, GetFlags::NONE);
+    assert_eq!(all.await.unwrap_err().kind, Kind::Transient);
+    assert_eq!(fake.take_calls(), [whole()]);
+    // Nor does what is held in the middle make two of one.
+    let all = cache.get("k", Range::ALL, GetFlags::NONE).await.unwrap();
+    assert_eq!(bytes_of(&all.data), bytes);
+    assert_eq!(fake.take_calls(), [whole()]);
+}
