@@ -119,6 +119,30 @@ fn f42_f43_answers_that_are_no_answers_are_asked_for_again() {
 }
 
 #[test]
+fn f38_a_server_says_in_the_end_how_often_calls_were_made_again() {
+    let (place, mut server, mut client, _) = stage();
+    place.s3().script([
+        Rule::on("PUT", "/shard/", Fault::Error(503, "SlowDown")),
+        Rule::on("PUT", "/shard/", Fault::Error(503, "SlowDown")),
+        Rule::on("HEAD", "/owner", Fault::Error(503, "SlowDown")),
+    ]);
+    assert_eq!(client.write(0, 5000, &[1; 3000]), 0);
+    assert_eq!(client.flush(), 0);
+    assert!(place.s3().is_played());
+    server.signal(rustix::process::Signal::TERM);
+    let ended = server.wait(Duration::from_secs(35));
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+    // Its log is read by a thread of its own.
+    thread::sleep(Duration::from_millis(100));
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("retry: 3 repeats"));
+    let line = line.unwrap_or_else(|| panic!("no totals: {log}"));
+    for word in ["3 transient", "0 ambiguous", "2 calls saved, 0 given up"] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+}
+
+#[test]
 fn f53_a_put_that_hangs_and_is_done_late_harms_nobody() {
     let (place, server, mut client, mut bytes) = stage();
     let late = Fault::HangThenDone(Duration::from_secs(3));

@@ -14,6 +14,14 @@ use crate::policy::{Class, Policy, Verdict};
 /// At most one warning in this time; what comes between is told at debug level and counted.
 const WARNING_EVERY: Duration = Duration::from_secs(5);
 
+/// The kinds of errors after which a call may be made again.
+pub const COUNTED_KINDS: [(Kind, &str); 4] = [
+    (Kind::Transient, "transient"),
+    (Kind::Timeout, "timeout"),
+    (Kind::Ambiguous, "ambiguous"),
+    (Kind::Corrupt, "corrupt"),
+];
+
 /// One opened link.
 #[derive(Debug)]
 pub struct Link {
@@ -30,6 +38,10 @@ pub struct Link {
 pub struct Counters {
     /// Attempts after the first.
     pub repeats: AtomicU64,
+    /// The same by the kind of error that came before, in the order of [`COUNTED_KINDS`].
+    pub repeats_by_kind: [AtomicU64; COUNTED_KINDS.len()],
+    /// Time spent in pauses, of all calls together, in milliseconds.
+    pub paused_ms: AtomicU64,
     /// Calls that failed first and succeeded in the end.
     pub saved: AtomicU64,
     /// Calls that used up their attempts or their time.
@@ -38,6 +50,35 @@ pub struct Counters {
     next_warning_ms: AtomicU64,
     /// Repeats since the last warning.
     unsaid: AtomicU64,
+}
+
+impl Counters {
+    fn repeated(&self, kind: Kind, pause: Duration) {
+        let add = |counter: &AtomicU64, by| counter.fetch_add(by, Ordering::Relaxed);
+        add(&self.repeats, 1);
+        add(&self.paused_ms, pause.as_millis() as u64);
+        let known = COUNTED_KINDS.iter().zip(&self.repeats_by_kind);
+        if let Some((_, counter)) = known.into_iter().find(|((known, _), _)| *known == kind) {
+            add(counter, 1);
+        }
+    }
+
+    /// All of them in one line, unless nothing happened.
+    pub fn summary(&self) -> Option<String> {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (repeats, given_up) = (count(&self.repeats), count(&self.given_up));
+        if repeats + given_up == 0 {
+            return None;
+        }
+        let kinds = COUNTED_KINDS.iter().zip(&self.repeats_by_kind);
+        let kinds = kinds.map(|((_, name), counter)| format!("{} {name}", count(counter)));
+        let kinds = kinds.collect::<Vec<_>>().join(", ");
+        let (saved, paused) = (count(&self.saved), count(&self.paused_ms) as f64 / 1000.0);
+        Some(format!(
+            "retry: {repeats} repeats ({kinds}) with {paused:.1} s of pauses in all, \
+             {saved} calls saved, {given_up} given up"
+        ))
+    }
 }
 
 /// A call, for people to read.
@@ -113,11 +154,8 @@ impl Link {
 
     /// One line about what happened, if anything did.
     pub fn log_summary(&self) {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (repeats, saved) = (count(&self.counters.repeats), count(&self.counters.saved));
-        let given_up = count(&self.counters.given_up);
-        if repeats + given_up > 0 {
-            tracing::info!("retry: {repeats} repeats, {saved} calls saved, {given_up} given up");
+        if let Some(summary) = self.counters.summary() {
+            tracing::info!("{summary}");
         }
     }
 
@@ -206,7 +244,7 @@ impl Run<'_> {
             .policy
             .decide(class, self.failures, elapsed, &error, random);
         if let Verdict::Wait(pause) = verdict {
-            link.counters.repeats.fetch_add(1, Ordering::Relaxed);
+            link.counters.repeated(error.kind, pause);
             link.log_repeat(self.call, self.failures, pause, &error);
             link.host.sleep(pause).await;
             return Ok(());

@@ -410,6 +410,29 @@ async fn a_storm_of_failures_is_a_few_warnings() {
     assert_eq!(told.len(), 1, "{told:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_happened_is_counted_by_the_kind_of_error() {
+    let fake = Fake::new();
+    let link = retry_with(&fake, &[("attempts", "3")]);
+    fake.replace("k", *b"x");
+    assert_eq!(link.link().counters().summary(), None);
+    let before = |kind| Fault::Before(kind, "no");
+    let script = [before(Kind::Timeout), before(Kind::Ambiguous)];
+    fake.faults().script("get", script);
+    get(&link, "k").await.unwrap();
+    fake.faults().script("get", [before(Kind::Corrupt)]);
+    get(&link, "k").await.unwrap();
+    fake.faults().script("head", [BUSY_503, BUSY_503, BUSY_503]);
+    link.head("k", NONE).await.unwrap_err();
+    // What is not repeated is not counted.
+    fake.faults().script("get", [before(Kind::Denied)]);
+    get(&link, "k").await.unwrap_err();
+    let summary = link.link().counters().summary().unwrap();
+    let kinds = "retry: 5 repeats (2 transient, 1 timeout, 1 ambiguous, 1 corrupt) with ";
+    assert!(summary.starts_with(kinds), "{summary}");
+    assert!(summary.ends_with(" 2 calls saved, 1 given up"), "{summary}");
+}
+
 /// F72: whatever fails, before or after it was carried out, each call that succeeded happened as
 /// if once, and in order.
 #[tokio::test(start_paused = true)]
