@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use nbd_rs_journal::index::Batch;
 use nbd_rs_journal::Journal;
 
-use super::{blocking, care, Core, Mode};
+use super::{blocking, care, of_disk, Core, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 
@@ -25,6 +25,8 @@ const MOST_RETRY: Duration = Duration::from_secs(2);
 /// Batches on their way at the same time: while the last puts of one come to their end, the next
 /// one's begin, if they have no byte in common.
 const UNDER_WAY: usize = 2;
+/// The journal's next sync tells it how far the store is, unless this part of the ring is in use.
+const ROOM: u64 = 4;
 /// The volume is told so often how far the store is.
 const TELL: Duration = Duration::from_secs(60);
 
@@ -122,6 +124,18 @@ impl Core {
     /// Waits until a batch should go, because it is large, asked for, or old.
     async fn wait_until_due(self: &Arc<Self>) {
         if self.unshipped.is_empty() {
+            let stored_seq = self.progress.borrow().stored_seq;
+            if self.journal.ticket().shipped_seq < stored_seq {
+                // Nobody's sync comes along: then a restart would send all of it again.
+                let came = runtime::timeout(AGE, self.wake.notified()).await;
+                if came.is_err() {
+                    let told = blocking(self, move |journal| journal.shipped(stored_seq)).await;
+                    if let Err(error) = told {
+                        tracing::warn!("the journal was not told how far the store is: {error}");
+                    }
+                }
+                return;
+            }
             self.wake.notified().await;
             return;
         }
@@ -266,7 +280,10 @@ impl Core {
         if refused.is_none() {
             self.succeeded(put.seq);
         }
-        blocking(self, move |journal| journal.shipped(put.seq)).await?;
+        let usage = self.journal.note_shipped(put.seq).map_err(of_disk)?;
+        if usage.used_bytes > usage.ring_bytes / ROOM {
+            blocking(self, move |journal| journal.shipped(put.seq)).await?;
+        }
         // There is room.
         self.progress.send_modify(|_| ());
         Ok(())

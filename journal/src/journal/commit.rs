@@ -25,14 +25,33 @@ impl Journal {
             .map(drop)
     }
 
-    /// The store has every record up to `seq`, durably. Their room is free when this returns, and
-    /// a restart begins behind them. Only durable records may be shipped: a number that the store
-    /// has seen is never given again. While the journal has failed any record may be, and
-    /// progress is kept in memory.
+    /// The store has every record up to `seq`, durably. Only durable records may be shipped: a
+    /// number that the store has seen is never given again. While the journal has failed any record
+    /// may be, and progress is kept in memory.
+    ///
+    /// The next sync, whoever asks for it, makes this durable and their room free; until then a
+    /// restart gives them once more.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] for records that are not durable; as [`sync`](Self::sync).
+    /// [`Kind::Invalid`] for records that are not durable.
+    pub fn note_shipped(&self, seq: u64) -> Result<Usage> {
+        self.noted(seq).map(|state| state.usage())
+    }
+
+    /// The same, durable and with their room free when this returns.
+    ///
+    /// # Errors
+    /// Those, and as [`sync`](Self::sync).
     pub fn shipped(&self, seq: u64) -> Result<Usage> {
+        let state = self.noted(seq)?;
+        if state.failed.is_some() {
+            return Ok(state.usage());
+        }
+        let told = |state: &State| state.segment.superblock.shipped_seq >= seq;
+        Ok(self.commit_until(state, told)?.usage())
+    }
+
+    fn noted(&self, seq: u64) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state();
         let most = match state.failed {
             None => state.durable_seq,
@@ -46,10 +65,8 @@ impl Journal {
         state.ring.ship(seq);
         if state.failed.is_some() {
             state.forget_until(seq);
-            return Ok(state.usage());
         }
-        let told = |state: &State| state.segment.superblock.shipped_seq >= seq;
-        Ok(self.commit_until(state, told)?.usage())
+        Ok(state)
     }
 
     /// After a failure: tries once more to write everything that is not durable, and not shipped
