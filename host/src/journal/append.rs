@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use nbd_rs_journal::change::{Change, What};
 use nbd_rs_journal::data::Data;
 use nbd_rs_journal::error::Kind as JournalKind;
+use nbd_rs_journal::format::record::MAX_HEADER_BLOCKS;
+use nbd_rs_journal::index::{Piece, Source};
 use nbd_rs_plugin::{Body, ZeroFlags};
 
-use super::{blocking, of_disk, ship, Core, Mode, FLUSH_PATIENCE, UNIT_BYTES};
+use super::{blocking, care, of_disk, ship, Core, Mode, FLUSH_PATIENCE, UNIT_BYTES};
 use crate::backend::Answer;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::runtime;
 
 /// Shorter bodies are copied: the memory they come in may be several times their size, and is
@@ -25,6 +27,10 @@ const AHEAD_BYTES: u64 = 16 << 20;
 const RESERVE: u64 = 8;
 /// The ring has room for so many of the largest records.
 const RECORDS: u64 = 16;
+/// One record has so many changes at the most,
+const EXTENTS: usize = 256;
+/// and so large a header.
+const HEADER_BYTES: u64 = MAX_HEADER_BLOCKS as u64 * UNIT_BYTES;
 /// The longest that a writer is slowed down before it must wait.
 const SLOWEST: Duration = Duration::from_millis(20);
 
@@ -52,6 +58,47 @@ pub(super) fn whole_units(range: Range<u64>, volume_bytes: u64) -> Range<u64> {
     start..end.max(start)
 }
 
+/// A piece that waits, as a change.
+fn change_of(piece: Piece) -> Option<Change> {
+    let what = match piece.source {
+        Source::Store => return None,
+        Source::Zeros => What::Zero,
+        Source::Data(data) => What::Data(data),
+    };
+    Some(Change {
+        offset: piece.range.start,
+        len: piece.range.end - piece.range.start,
+        what,
+    })
+}
+
+/// Cuts changes into runs that one record each can hold.
+fn in_records(changes: &[Change], most_bytes: u64) -> Vec<&[Change]> {
+    let mut runs = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, change) in changes.iter().enumerate() {
+        let len = change.data().map_or(0, |data| data.len() as u64);
+        let len = len.next_multiple_of(UNIT_BYTES);
+        if at > start && (at - start == EXTENTS || bytes + len > most_bytes) {
+            runs.push(&changes[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += len;
+    }
+    runs.push(&changes[start..]);
+    runs.retain(|run| !run.is_empty());
+    runs
+}
+
+/// What a record of these changes takes in the ring, at the most.
+fn most_bytes_of(changes: &[Change]) -> u64 {
+    let data = changes.iter().filter_map(Change::data);
+    let data: u64 = data
+        .map(|data| (data.len() as u64).next_multiple_of(UNIT_BYTES))
+        .sum();
+    data + HEADER_BYTES
+}
+
 /// What became of an attempt.
 enum Appended {
     /// It is record so-and-so.
@@ -65,7 +112,7 @@ enum Appended {
 impl Core {
     /// Makes a change: at once, if nothing stands in the way.
     pub(super) fn change(self: &Arc<Self>, change: Change, fua: bool) -> Answer<()> {
-        let most = self.journal.usage().ring_bytes / RECORDS;
+        let most = self.ring_bytes / RECORDS;
         if change.data().is_some() && change.len > most {
             let core = self.clone();
             return Answer::later(async move { core.change_in_parts(change, most, fua).await });
@@ -134,14 +181,15 @@ impl Core {
                 }
             }
             match now.mode {
-                Mode::Journal if !self.unshipped.is_full() => {
+                Mode::Journal if !needs_space || !self.unshipped.is_full() => {
                     match self.append(std::slice::from_ref(&change))? {
                         Appended::As(seq) if fua => return self.durable(seq, false).await,
                         Appended::As(_) => return Ok(()),
-                        Appended::Full | Appended::DiskFailed => self.wake.notify_one(),
+                        Appended::Full => self.no_room(now.failure, began)?,
+                        Appended::DiskFailed => self.wake.notify_one(),
                     }
                 }
-                Mode::Journal => self.wake.notify_one(),
+                Mode::Journal => self.no_room(now.failure, began)?,
                 Mode::Past => return self.pass(&change, fua).await,
                 Mode::Draining => {
                     if let Some(failure) = now.failure.filter(|_| began.elapsed() > FLUSH_PATIENCE)
@@ -154,23 +202,40 @@ impl Core {
         }
     }
 
+    /// There is no room. Room comes when something is shipped, but what lost shards refuse never is:
+    /// if that is all there is, nobody waits for ever.
+    fn no_room(&self, failure: Option<Error>, waiting_since: Instant) -> Result<()> {
+        self.wake.notify_one();
+        let has_patience = waiting_since.elapsed() < FLUSH_PATIENCE;
+        let refusal = failure.filter(|failure| care::is_final(failure) && !has_patience);
+        refusal.map_or(Ok(()), Err)
+    }
+
     /// Appends changes as one record.
     fn append(self: &Arc<Self>, changes: &[Change]) -> Result<Appended> {
-        let usage = self.journal.usage();
-        if usage.used_bytes >= usage.ring_bytes - usage.ring_bytes / RESERVE {
+        let _order = self.order.read().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: going past the journal begins only when nobody is here.
+        if self.mode() != Mode::Journal {
+            return Ok(Appended::DiskFailed);
+        }
+        // What takes no room may mend what takes it.
+        let needs_space = changes.iter().any(|change| change.data().is_some());
+        let kept = match needs_space {
+            true => self.ring_bytes / RESERVE,
+            false => self.ring_bytes / RESERVE / 2,
+        };
+        if self.journal.usage().used_bytes >= self.ring_bytes - kept {
             return Ok(Appended::Full);
         }
-        let order = self.order.read().unwrap_or_else(PoisonError::into_inner);
-        let appended = self.append_in_order(changes);
-        drop(order);
-        appended
+        self.append_in_order(changes)
     }
 
     fn append_in_order(self: &Arc<Self>, changes: &[Change]) -> Result<Appended> {
-        let was_empty = self.unshipped.is_empty();
-        let mut number = 0;
+        let (mut number, mut was_empty) = (0, false);
         let appended = self.journal.append(changes, |seq| {
             number = seq;
+            // In here, so that nobody empties it in between and goes to sleep.
+            was_empty = self.unshipped.is_empty();
             self.unshipped.insert(seq, changes);
         });
         match appended {
@@ -188,7 +253,7 @@ impl Core {
                 Err(of_disk(error))
             }
             Err(error) => {
-                tracing::error!("the journal takes nothing in: {error}");
+                tracing::debug!("the journal takes nothing in: {error}");
                 Ok(Appended::DiskFailed)
             }
         }
@@ -206,34 +271,34 @@ impl Core {
     }
 
     /// Puts what waits of these ranges behind all other records, so that those before it can be
-    /// done with. Whether there was room.
-    pub(super) fn append_again(self: &Arc<Self>, ranges: &[Range<u64>]) -> Result<bool> {
+    /// done with. Blocks. The last record that this made; nothing if there was no room.
+    pub(super) fn append_again(self: &Arc<Self>, ranges: &[Range<u64>]) -> Result<Option<u64>> {
         let _alone = self.order.write().unwrap_or_else(PoisonError::into_inner);
-        for range in ranges {
-            for piece in self.unshipped.read(range.clone()) {
-                let what = match piece.source {
-                    nbd_rs_journal::index::Source::Store => continue,
-                    nbd_rs_journal::index::Source::Zeros => What::Zero,
-                    nbd_rs_journal::index::Source::Data(data) => What::Data(data),
-                };
-                let change = Change {
-                    offset: piece.range.start,
-                    len: piece.range.end - piece.range.start,
-                    what,
-                };
-                match self.append_in_order(std::slice::from_ref(&change))? {
-                    Appended::As(_) => {}
-                    Appended::Full | Appended::DiskFailed => return Ok(false),
-                }
+        let pieces = ranges
+            .iter()
+            .flat_map(|range| self.unshipped.read(range.clone()));
+        let changes: Vec<Change> = pieces.filter_map(change_of).collect();
+        let records = in_records(&changes, self.ring_bytes / RECORDS);
+        // All of them or none, and some room is left for what takes none and may mend the volume.
+        let room = self.ring_bytes - self.ring_bytes / RESERVE / 2;
+        let bytes: u64 = records.iter().map(|record| most_bytes_of(record)).sum();
+        if self.journal.usage().used_bytes + bytes > room {
+            return Ok(None);
+        }
+        let mut last = self.journal.last_seq();
+        for together in records {
+            match self.append_in_order(together)? {
+                Appended::As(seq) => last = seq,
+                Appended::Full | Appended::DiskFailed => return Ok(None),
             }
         }
-        Ok(true)
+        Ok(Some(last))
     }
 
     /// Makes a change past the journal.
     async fn pass(&self, change: &Change, fua: bool) -> Result<()> {
         let passed = self.apply(change, fua).await;
-        self.went_past.store(true, Ordering::Release);
+        self.went_past.fetch_add(1, Ordering::AcqRel);
         passed
     }
 
@@ -266,14 +331,21 @@ impl Core {
     ) -> Answer<()> {
         let core = self.clone();
         Answer::later(async move {
-            core.settled().await?;
-            if core.mode() == Mode::Journal {
+            loop {
+                core.settled().await?;
+                if core.mode() == Mode::Past {
+                    break;
+                }
                 let seq = core.journal.last_seq();
                 core.stored(seq).await?;
-                blocking(&core, move |journal| journal.shipped(seq)).await?;
+                let told = blocking(&core, move |journal| journal.shipped(seq)).await;
+                // One that has failed keeps that in memory alone.
+                if told.is_ok() && core.journal.failure().is_none() {
+                    break;
+                }
             }
             let zeroed = core.volume.zero(offset, len, flags).wait().await;
-            core.went_past.store(true, Ordering::Release);
+            core.went_past.fetch_add(1, Ordering::AcqRel);
             zeroed
         })
     }

@@ -1,10 +1,11 @@
 //! When something fails: the store, the journal's disk; and the end.
 
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nbd_rs_journal::claim::Ticket;
+use nbd_rs_journal::error::Kind as JournalKind;
 use nbd_rs_journal::Journal;
 use tokio::task::JoinHandle;
 
@@ -37,19 +38,41 @@ pub(super) fn is_final(error: &Error) -> bool {
 /// the journal is not needed, changes go to it directly. A journal that comes back, or what a
 /// restart finds of it, must not undo them.
 pub(super) async fn go_past(core: &Arc<Core>) -> Result<()> {
-    core.progress
-        .send_modify(|progress| progress.mode = Mode::Draining);
+    {
+        // Whoever is in the middle of appending comes first.
+        let _alone = core.order.write().unwrap_or_else(PoisonError::into_inner);
+        core.progress
+            .send_modify(|progress| progress.mode = Mode::Draining);
+    }
     core.unshipped.merge();
     core.ship_all(true).await?;
+    let seq = core.journal.last_seq();
     let ticket = Ticket {
-        shipped_seq: core.journal.last_seq(),
+        shipped_seq: seq,
         passed_by: true,
         ..core.journal.ticket()
     };
     core.ledger.write(Some(ticket)).await?;
     core.progress
         .send_modify(|progress| progress.mode = Mode::Past);
+    core.succeeded(seq);
     tracing::error!("the journal's disk failed: every write goes to the store before its answer");
+    Ok(())
+}
+
+/// The volume could not be given everything. Perhaps the journal's disk works again: then nothing has
+/// gone past it, and what the store has is known to it.
+pub(super) async fn go_on(core: &Arc<Core>) -> Result<()> {
+    if blocking(core, Journal::retry).await.is_err() {
+        return go_past(core).await;
+    }
+    let in_store_seq = core.in_store_seq.load(Ordering::Acquire);
+    if in_store_seq >= core.refused_seq.load(Ordering::Acquire) {
+        core.succeeded(in_store_seq);
+    }
+    core.progress
+        .send_modify(|progress| progress.mode = Mode::Journal);
+    tracing::info!("the journal works again");
     Ok(())
 }
 
@@ -81,12 +104,34 @@ pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> 
             shipper.abort();
         }
     }
-    let closed = match core.mode() {
-        Mode::Journal => close_journal(core).await,
-        // The volume has everything, or the journal keeps what a flush has called lost.
-        Mode::Draining | Mode::Past => Ok(()),
+    let mut closed = match core.mode() {
+        Mode::Journal if core.journal.failure().is_none() => close_journal(core).await,
+        Mode::Past => Ok(()),
+        Mode::Journal | Mode::Draining => close_without(core).await,
     };
+    if closed.is_err() && core.mode() == Mode::Journal && has_failed(core) {
+        closed = close_without(core).await;
+    }
     core.volume.close().await.and(closed)
+}
+
+/// Whether the journal's disk failed; a closed one did not.
+fn has_failed(core: &Core) -> bool {
+    let failure = core.journal.failure();
+    failure.is_some_and(|failure| failure.kind != JournalKind::Invalid)
+}
+
+/// The journal's disk has failed: the volume gets everything now, and says so.
+async fn close_without(core: &Arc<Core>) -> Result<()> {
+    let given_up = |_| {
+        Error::new(
+            Kind::Timeout,
+            "the journal's disk failed, and the store is slow",
+        )
+    };
+    runtime::timeout(CLOSE_TIME, go_past(core))
+        .await
+        .map_err(given_up)?
 }
 
 async fn close_journal(core: &Arc<Core>) -> Result<()> {

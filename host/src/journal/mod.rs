@@ -78,8 +78,17 @@ struct Core {
     /// The record up to which somebody waits for the store.
     wanted_seq: AtomicU64,
     closing: AtomicBool,
-    /// Changes went to the volume past the journal since its last flush.
-    went_past: AtomicBool,
+    /// Changes that went to the volume past the journal, and how many of them a flush of it covered.
+    went_past: AtomicU64,
+    past_flushed: AtomicU64,
+    /// The volume's store has all records up to this one, durably; unless it refused some of them,
+    /// which are behind it once more, up to the second.
+    in_store_seq: AtomicU64,
+    refused_seq: AtomicU64,
+    /// When the volume was told last how far its store is, and how far that was.
+    told: Mutex<(Instant, u64)>,
+    /// Bytes of the journal's ring.
+    ring_bytes: u64,
     /// Rounds of the shipper that have begun.
     rounds: AtomicU64,
     /// Bytes appended since a sync was last begun ahead of the shipper.
@@ -210,21 +219,7 @@ impl Core {
     /// journal, too.
     async fn durable(self: &Arc<Self>, seq: u64, all: bool) -> Result<()> {
         self.ledger.held().await?;
-        // Told before it is looked at: what goes past meanwhile tells it again.
-        let went_past = all && self.went_past.swap(false, Ordering::AcqRel);
-        let flushed = self.durable_at_level(seq, all, went_past).await;
-        if flushed.is_err() && went_past {
-            self.went_past.store(true, Ordering::Release);
-        }
-        flushed
-    }
-
-    async fn durable_at_level(
-        self: &Arc<Self>,
-        seq: u64,
-        all: bool,
-        went_past: bool,
-    ) -> Result<()> {
+        let went_past = self.went_past.load(Ordering::Acquire);
         let is_local = self.flush_to == FlushTo::Local
             && self.mode() == Mode::Journal
             && blocking(self, Journal::sync).await.is_ok();
@@ -232,12 +227,15 @@ impl Core {
         if !is_local && !was_stored {
             self.stored(seq).await?;
         }
+        let owes = went_past > self.past_flushed.load(Ordering::Acquire);
         // What the shipper stored, it flushed. With nothing to store this still finds out whether
         // the volume is ours.
-        if went_past || (all && was_stored && !is_local) {
+        if all && (owes || was_stored && !is_local) {
             self.volume.flush().await?;
+            self.past_flushed.fetch_max(went_past, Ordering::AcqRel);
         }
-        Ok(())
+        // By the clock it may have been somebody else's meanwhile.
+        self.ledger.held().await
     }
 
     /// Reads what waits, and the rest from the volume.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use nbd_rs_journal::claim::Claim;
@@ -142,16 +142,26 @@ pub async fn open(volume: Arc<dyn Layout>, how: &How) -> Result<Arc<dyn Layout>>
     }
 }
 
-/// The same with a journal at that site.
+/// The same with a journal at that site. A server that was shut out is given the time to end, and
+/// what the volume says is asked again then.
 pub(super) async fn open_at(
     volume: &Arc<dyn Layout>,
     ledger: Arc<dyn Ledger>,
     how: &How,
     site: &Site,
 ) -> Result<Journaled> {
-    let entry = ledger.read().await?;
-    let opened = open_file(&*ledger, entry.as_ref(), how, site).await?;
-    start(volume, ledger, how, opened).await
+    let end = Instant::now() + SUCCESSION;
+    loop {
+        let entry = ledger.read().await?;
+        match open_file(&*ledger, entry.as_ref(), how, site).await {
+            Ok(opened) => return start(volume, ledger, how, opened).await,
+            Err(error) if error.kind == Kind::Busy && how.takeover && Instant::now() < end => {
+                tracing::info!("waiting for the server that was shut out: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Serves without a journal: nothing may wait in one.
@@ -232,28 +242,14 @@ fn advised(error: nbd_rs_journal::error::Error) -> nbd_rs_journal::error::Error 
     }
 }
 
-/// Opens the file; the server that was shut out is given the time to end.
 async fn open_with(claim: Claim, how: &How, site: &Site) -> nbd_rs_journal::error::Result<Opened> {
     let options = Options {
         ring_bytes: how.ring_bytes,
     };
-    let end = Instant::now() + SUCCESSION;
-    loop {
-        let disk = site.disk.clone();
-        let opening =
-            runtime::handle().spawn_blocking(move || Journal::open(disk, &claim, &options));
-        // A panic in there is one of this program.
-        let opened = opening.await.expect("opening a journal does not panic");
-        match opened {
-            Err(error)
-                if error.kind == JournalKind::InUse && how.takeover && Instant::now() < end =>
-            {
-                tracing::info!("waiting for the server that was shut out: {error}");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            opened => return opened,
-        }
-    }
+    let disk = site.disk.clone();
+    let opening = runtime::handle().spawn_blocking(move || Journal::open(disk, &claim, &options));
+    // A panic in there is one of this program.
+    opening.await.expect("opening a journal does not panic")
 }
 
 /// Says where writes wait, and ships what a crash left.
@@ -268,7 +264,8 @@ async fn start(
     } = opened;
     ledger.write(Some(journal.ticket())).await?;
     let shipped_seq = journal.last_seq() - records.len() as u64;
-    let unshipped = Unshipped::new(shipped_seq, how.ring_bytes / 2);
+    let ring_bytes = journal.usage().ring_bytes;
+    let unshipped = Unshipped::new(shipped_seq, ring_bytes / 2);
     let replayed = records.len();
     for record in records {
         unshipped.insert(record.seq, &record.changes);
@@ -287,7 +284,12 @@ async fn start(
         wake: Notify::new(),
         wanted_seq: AtomicU64::new(0),
         closing: AtomicBool::new(false),
-        went_past: AtomicBool::new(false),
+        went_past: AtomicU64::new(0),
+        past_flushed: AtomicU64::new(0),
+        in_store_seq: AtomicU64::new(shipped_seq),
+        refused_seq: AtomicU64::new(0),
+        told: Mutex::new((Instant::now(), shipped_seq)),
+        ring_bytes,
         rounds: AtomicU64::new(0),
         ahead_bytes: AtomicU64::new(0),
         order: RwLock::default(),

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -41,8 +41,8 @@ type UnderWay = Pin<Box<dyn Future<Output = Result<Put>> + Send>>;
 
 /// Ships until the volume is closed or lost.
 pub(super) async fn run(core: Arc<Core>) {
-    let mut told = (Instant::now(), 0);
     while !core.closing.load(Ordering::Acquire) {
+        let used_bytes = core.journal.usage().used_bytes;
         let ended = match core.mode() {
             Mode::Journal if core.journal.failure().is_none() => {
                 if !core.is_due() {
@@ -51,7 +51,8 @@ pub(super) async fn run(core: Arc<Core>) {
                 }
                 core.ship_all(false).await
             }
-            Mode::Journal | Mode::Draining => care::go_past(&core).await,
+            Mode::Journal => care::go_past(&core).await,
+            Mode::Draining => care::go_on(&core).await,
             Mode::Past => care::come_back(&core).await,
         };
         match ended {
@@ -61,12 +62,12 @@ pub(super) async fn run(core: Arc<Core>) {
                 return;
             }
             Err(error) => {
-                let ready = care::is_final(&error);
+                let has_room = core.journal.usage().used_bytes < used_bytes;
+                let ready = care::is_final(&error) && has_room;
                 let failures = core.failed(error);
                 core.pause(retry_after(failures), ready).await;
             }
         }
-        tell(&core, &mut told).await;
     }
 }
 
@@ -90,18 +91,6 @@ fn overlap(one: &Batch, other: &Batch) -> bool {
 
 fn retry_after(failures: u32) -> Duration {
     RETRY.saturating_mul(1 << failures.min(10)).min(MOST_RETRY)
-}
-
-/// Tells the volume how far its store is, for those who may have to do without the journal.
-async fn tell(core: &Core, (when, seq): &mut (Instant, u64)) {
-    let ticket = core.journal.ticket();
-    if when.elapsed() < TELL || ticket.shipped_seq == *seq || core.mode() != Mode::Journal {
-        return;
-    }
-    (*when, *seq) = (Instant::now(), ticket.shipped_seq);
-    if let Err(error) = core.ledger.write(Some(ticket)).await {
-        tracing::debug!("the volume was not told how far its store is: {error}");
-    }
 }
 
 impl Core {
@@ -164,8 +153,25 @@ impl Core {
         }
     }
 
-    /// The store has everything up to record `seq`, so it works.
-    fn succeeded(&self, seq: u64) {
+    /// Tells the volume now and then how far its store is, for those who may have to do without the
+    /// journal.
+    async fn tell(&self) {
+        let ticket = self.journal.ticket();
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.0.elapsed() < TELL || ticket.shipped_seq == told.1 {
+                return;
+            }
+            *told = (Instant::now(), ticket.shipped_seq);
+        }
+        if let Err(error) = self.ledger.write(Some(ticket)).await {
+            tracing::debug!("the volume was not told how far its store is: {error}");
+        }
+    }
+
+    /// The store has everything up to record `seq`, and a restart will know that it needs nothing of
+    /// it: who waits for that can be answered.
+    pub(super) fn succeeded(&self, seq: u64) {
         self.progress.send_modify(|progress| {
             progress.stored_seq = progress.stored_seq.max(seq);
             progress.failures = 0;
@@ -194,9 +200,13 @@ impl Core {
     }
 
     /// Ships a batch and all that are ready behind it; with `all` what could still grow, too. After
-    /// a failure nothing is under way, and what is left is one batch.
+    /// a failure nothing is under way, and what is left becomes one batch.
     pub(super) async fn ship_all(self: &Arc<Self>, all: bool) -> Result<()> {
         self.rounds.fetch_add(1, Ordering::AcqRel);
+        if self.progress.borrow().failures > 0 {
+            // Nothing is under way, and what came later may mend what was refused.
+            self.unshipped.merge();
+        }
         let mut under_way: VecDeque<(Batch, UnderWay)> = VecDeque::new();
         let mut sent = 0;
         let mut refused = None;
@@ -223,7 +233,6 @@ impl Core {
             if let Err(error) = stored {
                 // Later changes of the same shards must not arrive after those that are sent again.
                 join_all(under_way.into_iter().map(|(_, put)| put)).await;
-                self.unshipped.merge();
                 return Err(error);
             }
         }
@@ -271,13 +280,21 @@ impl Core {
         self.volume.flush().await?;
         if let Some(error) = put.why {
             // They stay, and so does the reason not to call anything since then flushed.
-            if !self.append_again(&put.refused)? {
-                return Err(error);
+            let core = self.clone();
+            let again = runtime::handle().spawn_blocking(move || core.append_again(&put.refused));
+            let given_up = |_| Error::new(Kind::Io, "appending to the journal was given up");
+            match again.await.map_err(given_up)?? {
+                Some(seq) => self.refused_seq.store(seq, Ordering::Release),
+                None => return Err(error),
             }
             *refused = Some(error);
         }
         self.unshipped.shipped(put.seq);
-        if refused.is_none() {
+        self.in_store_seq.fetch_max(put.seq, Ordering::AcqRel);
+        // Not durable here, and the journal's disk has failed: after a loss of power older records
+        // would be put over it, until the volume says that the journal is not needed.
+        let is_safe = self.journal.durable_seq() >= put.seq;
+        if is_safe && put.seq >= self.refused_seq.load(Ordering::Acquire) {
             self.succeeded(put.seq);
         }
         let usage = self.journal.note_shipped(put.seq).map_err(of_disk)?;
@@ -286,6 +303,9 @@ impl Core {
         }
         // There is room.
         self.progress.send_modify(|_| ());
+        if self.mode() == Mode::Journal {
+            self.tell().await;
+        }
         Ok(())
     }
 }

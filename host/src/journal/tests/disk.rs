@@ -202,3 +202,104 @@ fn c24_a_full_journal_makes_writers_wait_and_loses_nothing() {
         server.volume.close().await.unwrap();
     });
 }
+
+/// Found by reading: a flush was answered when the store had everything, and before the volume
+/// said that the journal is not needed. With the power gone in between, older records that were
+/// durable would have been put over it.
+#[test]
+fn c13_a_flush_past_a_failed_journal_waits_until_the_volume_says_so() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        let shards = server.rig.hold("/shard/");
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        super::super::blocking(&server.volume.core, nbd_rs_journal::Journal::sync)
+            .await
+            .unwrap();
+        write(&server.volume, 0, 2, 100).await.unwrap();
+        let ticket = server.rig.hold("/journal");
+        disk.fail(EVERYTHING_FAILS);
+        drop(shards);
+        let mut flush = server.volume.flush();
+        let early = runtime::timeout(Duration::from_millis(500), &mut flush).await;
+        assert!(early.is_err(), "a restart would undo it");
+        drop(ticket);
+        flush.await.unwrap();
+        server.kill().await;
+        let left = Recorder::start(disk.power_cut_at_its_worst());
+        let server = Server::try_start(&store, &site(&left, 2), &how(FlushTo::Remote)).await;
+        let server = server.unwrap();
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [2; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+/// Found by reading: zeros that take space went to the volume while the journal's disk failed, and
+/// a restart put older records over them.
+#[test]
+fn c09_zeros_that_take_space_wait_until_a_failed_journal_is_out_of_the_way() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        write(&server.volume, 0, 1, 4096).await.unwrap();
+        server.volume.flush().await.unwrap();
+        let ticket = server.rig.hold("/journal");
+        disk.fail(EVERYTHING_FAILS);
+        {
+            let zeroing = zero(&server.volume, 0, 4096, ZeroFlags::NO_HOLE);
+            let mut zeroing = std::pin::pin!(zeroing);
+            let early = runtime::timeout(Duration::from_millis(500), zeroing.as_mut()).await;
+            assert!(early.is_err(), "a restart would undo it");
+            assert_eq!(stored(&store, 0, 4096).await, [1; 4096]);
+            drop(ticket);
+            zeroing.await.unwrap();
+        }
+        server.kill().await;
+        let disk = disk.after_kill(disk.moment());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        assert_eq!(read(&server.volume, 0, 4096).await.unwrap(), [0; 4096]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+#[test]
+fn f10_a_disk_that_works_again_before_the_volume_has_everything_is_used_again() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        for _ in 0..1000 {
+            server
+                .rig
+                .fault("/shard/", sharded::rig::Fault::Fails(Kind::Io));
+        }
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        disk.fail(EVERYTHING_FAILS);
+        let write_more = write(&server.volume, 200, 2, 100);
+        let mut write_more = std::pin::pin!(write_more);
+        until_mode_while(&server, Mode::Draining, write_more.as_mut()).await;
+        disk.fail(Faults::default());
+        write_more.await.unwrap();
+        assert_eq!(server.volume.core.mode(), Mode::Journal);
+        server.rig.no_faults();
+        server.volume.flush().await.unwrap();
+        assert_eq!(stored(&store, 200, 100).await, [2; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+/// The same as [`until_mode`] while something goes on that must not come to its end.
+async fn until_mode_while(
+    server: &Server,
+    mode: Mode,
+    mut pending: std::pin::Pin<&mut impl std::future::Future<Output = Result<()>>>,
+) {
+    for _ in 0..1000 {
+        if server.volume.core.mode() == mode {
+            return;
+        }
+        let short = Duration::from_millis(10);
+        let ended = runtime::timeout(short, pending.as_mut()).await;
+        assert!(ended.is_err(), "it has ended: {ended:?}");
+    }
+    panic!("it is in mode {:?}", server.volume.core.mode());
+}

@@ -151,3 +151,64 @@ fn c17_a_takeover_on_the_same_machine_waits_for_the_old_server_and_keeps_its_wri
         new.volume.close().await.unwrap();
     });
 }
+
+/// Found by reading: the batch behind a refused one was taken for everything up to its number, and
+/// a flush that waited for the refused one was answered.
+#[test]
+fn c04_a_batch_behind_a_refused_one_does_not_stand_for_it() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        write(&server.volume, 0, 1, SHARD).await.unwrap();
+        server.volume.flush().await.unwrap();
+        let lost = named(&store, "/shard/").remove(0);
+        store.remove(&lost);
+        let held = server.rig.hold("/shard/");
+        write(&server.volume, SHARD, 2, 100).await.unwrap();
+        write(&server.volume, 100, 3, 100).await.unwrap();
+        let mut flush = server.volume.flush();
+        let early = runtime::timeout(Duration::from_millis(100), &mut flush).await;
+        assert!(early.is_err(), "the store is held up");
+        // More than a layer behind it, and the next one.
+        for n in 0..RING_BYTES / 8 / SHARD + 2 {
+            write(&server.volume, (2 + n) * SHARD, 4, SHARD)
+                .await
+                .unwrap();
+        }
+        drop(held);
+        assert_eq!(flush.await.unwrap_err().kind, Kind::Corrupt);
+        server.kill().await;
+    });
+}
+
+#[test]
+fn c24_what_mends_a_lost_shard_is_taken_however_full_the_journal_is_of_it() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        write(&server.volume, 0, 1, SIZE / SHARD * SHARD)
+            .await
+            .unwrap();
+        server.volume.flush().await.unwrap();
+        for shard in named(&store, "/shard/") {
+            store.remove(&shard);
+        }
+        // Parts of lost shards, until no more are taken at once.
+        for n in 0..3 * RING_BYTES / 4096 {
+            let offset = n * 4096 % (SIZE / SHARD * SHARD);
+            let write = write(&server.volume, offset + 1, 2, 4000);
+            if runtime::timeout(Duration::from_secs(1), write)
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        zero(&server.volume, 0, SIZE, ZeroFlags::TRIM)
+            .await
+            .unwrap();
+        server.volume.flush().await.unwrap();
+        assert_eq!(stored(&store, 0, SIZE).await, vec![0; SIZE as usize]);
+        server.volume.close().await.unwrap();
+    });
+}
