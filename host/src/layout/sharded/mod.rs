@@ -5,7 +5,8 @@
 //!   `lent`, `names`, `image`, `page`, `ranges`;
 //! - `store`: the chain as it is used here; `probe`: does it obey;
 //! - `lease`: who may write; `ticket`: where writes wait; `pages` and `directory`: what was
-//!   written; `reaper`: what goes; `changes`: what is under way;
+//!   written; `reaper`: what goes; `changes`: what is under way; `unlisted`: what a dead owner
+//!   left open;
 //! - `whole` and `in_place`: the two ways to keep a shard;
 //! - `manage`: make, open, grow, remove; `check`: compare.
 
@@ -34,6 +35,7 @@ mod store;
 mod ticket;
 mod trailer;
 mod trailers;
+mod unlisted;
 mod uuid;
 mod volume;
 mod whole;

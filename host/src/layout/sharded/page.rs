@@ -40,6 +40,8 @@ pub(super) struct States {
     doubtful: ShardSet,
     /// Intended, but known to have had no put: never, for everybody but the store.
     pub(super) fresh: ShardSet,
+    /// Intended by an earlier owner, and not in the listing of its objects: nobody knows.
+    pub(super) unlisted: ShardSet,
     /// Put since it became intended: written, for everybody but the store.
     put: ShardSet,
     /// Those of them that are covered by the sync that is going on.
@@ -79,6 +81,28 @@ impl States {
                 self.target.set(near, State::Intended);
                 self.fresh.insert(near);
             }
+        }
+    }
+
+    /// A put of the shard is about to start: from now on nobody knows that there is no object.
+    pub(super) fn putting(&mut self, at: u64) {
+        self.fresh.remove(at);
+        self.unlisted.remove(at);
+    }
+
+    /// The store itself has no object for an unlisted shard, and nobody has put it since.
+    pub(super) fn is_absent(&mut self, at: u64) {
+        if self.unlisted.contains(at) {
+            self.unlisted.remove(at);
+            self.fresh.insert(at);
+        }
+    }
+
+    /// It has one, as an earlier owner put it.
+    pub(super) fn is_there(&mut self, at: u64) {
+        if self.unlisted.contains(at) {
+            self.unlisted.remove(at);
+            self.target.set(at, State::Written);
         }
     }
 
@@ -131,6 +155,7 @@ impl States {
             self.target.set(at, State::Never);
             self.put.remove(at);
             self.syncing.remove(at);
+            self.unlisted.remove(at);
         }
         given_up
     }

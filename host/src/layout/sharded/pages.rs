@@ -18,8 +18,10 @@ use super::reaper::Reaper;
 use super::state::{State, StatePage, PAGE_SHARDS};
 use super::store::{Store, Swapped};
 use super::trailer::trailer_bytes;
+use super::unlisted;
 use super::volume::{VolumeRecord, Way};
 use crate::error::{Error, Kind, Result};
+use crate::runtime;
 
 /// Pages kept in memory beyond those in use: 48 KiB each at the most.
 const MAX_LOADED: usize = 512;
@@ -53,7 +55,7 @@ impl Intended {
         if states.target.get(self.at) == State::Never {
             return Err(super::given_up());
         }
-        states.fresh.remove(self.at);
+        states.putting(self.at);
         Ok(())
     }
 }
@@ -225,7 +227,21 @@ impl Pages {
             page.write().unsure = true;
             self.commit(page).await?;
         }
+        if !page.read().unlisted.is_empty() {
+            let (store, names) = (self.store.clone(), self.names.clone());
+            let (lease, page) = (writer.lease.clone(), page.clone());
+            let asked = unlisted::ask(store, names, lease, page, self.object_bytes());
+            runtime::handle().spawn(asked);
+        }
         Ok(())
+    }
+
+    /// The store itself has no object for this shard, and nobody is putting it.
+    pub(super) fn is_absent(&self, shard: u64) {
+        let (page, at) = place(shard);
+        if let Some(page) = self.at_hand(page) {
+            page.write().is_absent(at);
+        }
     }
 
     /// The sizes of a page's objects, by their numbers inside the page.
@@ -244,8 +260,8 @@ impl Pages {
         Ok(objects)
     }
 
-    /// Compares a page with the objects that are there. Those of shards that are never are
-    /// leftovers, and go; intended shards were put or were not.
+    /// Compares a page with the objects that are listed. Those of shards that are never are
+    /// leftovers, and go; intended shards that have one were put.
     fn sort_out(&self, writer: &Writer, page: &Page, objects: &HashMap<u64, u64>) {
         let mut states = page.write();
         for at in 0..page.shards {
@@ -255,7 +271,7 @@ impl Pages {
                     let shard = page.volume_shard(at);
                     writer.reaper.release(shard..shard + 1);
                 }
-                (State::Intended, None) => states.fresh.insert(at),
+                (State::Intended, None) => states.unlisted.insert(at),
                 (State::Intended, Some(&size)) if size == self.object_bytes() => {
                     states.target.set(at, State::Written);
                 }

@@ -67,8 +67,9 @@ impl Whole {
         })
     }
 
-    /// A trailer was read from the store: that of a newer owner means that we are out.
-    fn learn(&self, known: Known) -> Result<()> {
+    /// A trailer was read from the store: that of a newer owner means that we are out. `false` for
+    /// one that is older than another that was put or read before.
+    fn learn(&self, known: Known) -> Result<bool> {
         let (shard, epoch) = (known.trailer.shard, known.trailer.stamp.epoch);
         if let Some(writer) = &self.pages.writer {
             if epoch > writer.lease.epoch() {
@@ -76,8 +77,12 @@ impl Whole {
                 return Err(writer.lease.lose(text));
             }
         }
+        let newer = |last: Known| last.trailer.stamp > known.trailer.stamp;
+        if self.trailers.get(shard).is_some_and(newer) {
+            return Ok(false);
+        }
         self.trailers.insert(shard, known);
-        Ok(())
+        Ok(true)
     }
 
     /// Reads a part of a shard.
@@ -127,13 +132,15 @@ impl Whole {
             // Most of it: all of it, and the checksums come along.
             if part.len * 2 > pages.record.shard_bytes {
                 if let Ok(Some((data, known))) = fetch::most(pages, part).await {
-                    whole.learn(known)?;
-                    return Ok(data);
+                    if whole.learn(known)? {
+                        return Ok(data);
+                    }
                 }
             } else if let Ok(Some(known)) = fetch::trailer(pages, part.shard, GetFlags::NONE).await
             {
-                whole.learn(known.clone())?;
-                return whole.read_known(part, &known, flags).wait().await;
+                if whole.learn(known.clone())? {
+                    return whole.read_known(part, &known, flags).wait().await;
+                }
             }
             whole.read_again(part, flags).wait().await
         })
@@ -146,13 +153,19 @@ impl Whole {
         Answer::later(async move {
             let task = runtime::handle().spawn(async move {
                 let _turn = whole.queues.turn(part.shard).await;
-                if let Some((data, known)) = fetch::part(&whole.pages, part).await? {
-                    whole.learn(known)?;
-                    return Ok(data);
+                let mut attempt = 0;
+                while let Some((data, known)) = fetch::part(&whole.pages, part).await? {
+                    if whole.learn(known)? {
+                        return Ok(data);
+                    }
+                    wait_for_newer(part.shard, &mut attempt).await?;
                 }
                 match whole.pages.state(part.shard).await? {
                     State::Written => Err(gone(part.shard)),
-                    _ => Ok(zeros(part.len, flags)),
+                    _ => {
+                        whole.pages.is_absent(part.shard);
+                        Ok(zeros(part.len, flags))
+                    }
                 }
             });
             task.await.unwrap_or_else(|_| Err(given_up()))
@@ -319,7 +332,6 @@ impl Whole {
         }
         match self.load(shard, again).await? {
             Some(loaded) => {
-                self.learn(loaded.known.clone())?;
                 let condition = store.if_match(&loaded.known.etag);
                 Ok((Some(loaded), condition))
             }
@@ -338,7 +350,10 @@ impl Whole {
         match fetch::trailer(&self.pages, shard, GetFlags::FRESH).await {
             Ok(Some(known)) => {
                 let etag = known.etag.to_string();
-                self.learn(known).map(|()| Some(etag))
+                match self.learn(known)? {
+                    true => Ok(Some(etag)),
+                    false => Err(older(shard)),
+                }
             }
             Ok(None) => Ok(None),
             // What is damaged may be replaced by its owner, who is asked for.
@@ -361,13 +376,25 @@ impl Whole {
     async fn load(&self, shard: u64, fresh: bool) -> Result<Option<Loaded>> {
         if !fresh {
             match fetch::load(&self.pages, shard, GetFlags::NONE).await {
-                Ok(Some(loaded)) if loaded.damaged.is_empty() => return Ok(Some(loaded)),
+                Ok(Some(loaded)) if loaded.damaged.is_empty() => {
+                    if self.learn(loaded.known.clone())? {
+                        return Ok(Some(loaded));
+                    }
+                }
                 Ok(_) => {}
                 Err(error) if error.kind == Kind::Corrupt => {}
                 Err(error) => return Err(error),
             }
         }
-        fetch::load(&self.pages, shard, GetFlags::FRESH).await
+        let mut attempt = 0;
+        loop {
+            match fetch::load(&self.pages, shard, GetFlags::FRESH).await? {
+                Some(loaded) if !self.learn(loaded.known.clone())? => {
+                    wait_for_newer(shard, &mut attempt).await?;
+                }
+                loaded => return Ok(loaded),
+            }
+        }
     }
 
     /// Puts a shard. An unknown outcome is asked again until it is known: no two puts have the
@@ -406,7 +433,9 @@ impl Whole {
         match found {
             Ok(Some(known)) if known.trailer.stamp == ours.stamp => Ok(known.etag.to_string()),
             Ok(Some(known)) => {
-                self.learn(known)?;
+                if !self.learn(known)? {
+                    return Err(older(ours.shard).into());
+                }
                 writer.lease.confirm().await?;
                 Err(Refused::Conflict)
             }
@@ -417,6 +446,22 @@ impl Whole {
             }
         }
     }
+}
+
+/// The store gave an older version of a shard than before: it lost a put that it acknowledged, or
+/// does not show it yet. Old data is no answer, so it gets some time, and not for ever.
+async fn wait_for_newer(shard: u64, attempt: &mut u32) -> Result<()> {
+    if *attempt == ATTEMPTS {
+        return Err(older(shard));
+    }
+    back_off(*attempt).await;
+    *attempt += 1;
+    Ok(())
+}
+
+fn older(shard: u64) -> Error {
+    let text = format!("shard {shard}: the store gives an older version than the last one");
+    Error::new(Kind::Io, text)
 }
 
 /// A damaged unit that would be changed in part: its checksum would then vouch for the damage.

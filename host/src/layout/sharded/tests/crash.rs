@@ -200,3 +200,57 @@ fn c12_the_first_write_after_a_death_is_not_deleted_in_the_place_of_a_leftover()
         }
     });
 }
+
+#[test]
+fn c12_f45_a_listing_that_lags_behind_hides_nothing_that_was_acknowledged() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            for reads_first in [true, false] {
+                let (store, volume, rig) = fresh(way).await;
+                // Acknowledged; that it was written is not recorded before the next flush.
+                write(&volume, 3 * SHARD, 7, SHARD).await.unwrap();
+                write(&volume, 5 * SHARD, 7, SHARD).await.unwrap();
+                rig.kill();
+                let rig = Rig::new(&store);
+                rig.hide("shard/");
+                let volume = manage::open(rig.chain(), how()).await.unwrap();
+                if reads_first {
+                    let found = read(&volume, 3 * SHARD, SHARD).await.unwrap();
+                    assert!(found.iter().all(|&byte| byte == 7), "{way}");
+                }
+                write(&volume, 3 * SHARD, 8, 512).await.unwrap();
+                let found = read(&volume, 3 * SHARD, 513).await.unwrap();
+                assert_eq!(found[511..], [8, 7], "{way}");
+                // Its group was meant to be put along with it, and was not.
+                let empty = read(&volume, 4 * SHARD, SHARD).await.unwrap();
+                assert!(empty.iter().all(|&byte| byte == 0), "{way}");
+                write(&volume, 4 * SHARD + 512, 9, 512).await.unwrap();
+                // In time all of them are known, and the volume is given back as a settled one.
+                until_known(&volume).await;
+                volume.close().await.unwrap();
+                let (volume, rig) = open(&store).await;
+                for (shard, byte) in [(3, 7), (4, 0), (5, 7), (6, 0)] {
+                    let found = read(&volume, shard * SHARD + 5000, 1).await.unwrap();
+                    assert_eq!(found, [byte], "{way} {shard}");
+                }
+                assert_eq!(
+                    rig.listings(),
+                    0,
+                    "{way}: a settled page was looked through"
+                );
+            }
+        }
+    });
+}
+
+/// Until nothing of the first page is unlisted any more.
+async fn until_known(volume: &Sharded) {
+    let page = volume.inner.pages.load(0).await.unwrap();
+    for _ in 0..1000 {
+        if page.read().unlisted.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("shards that nobody asks for");
+}

@@ -49,11 +49,14 @@ struct Shared {
     life: AtomicI64,
     last_happens: AtomicBool,
     calls: AtomicU64,
+    listings: AtomicU64,
     changes: AtomicU64,
     /// What goes wrong, by a part of the key.
     faults: Mutex<Vec<(String, Fault)>>,
     /// What waits, by a part of the key, until its gate is open.
     gates: Mutex<Vec<(String, Arc<tokio::sync::Mutex<()>>)>>,
+    /// What listings do not have, by a part of the key.
+    hidden: Mutex<Vec<String>>,
     /// Objects as they were at their last sync, if they were written since.
     unsynced: Mutex<BTreeMap<String, Option<Vec<u8>>>>,
 }
@@ -116,6 +119,11 @@ impl Rig {
         guard
     }
 
+    /// Listings lag behind: they do not have what has this in its name.
+    pub(crate) fn hide(&self, name: &str) {
+        lock(&self.shared.hidden).push(name.to_owned());
+    }
+
     async fn pass(&self, key: &str) {
         let gate = {
             let gates = lock(&self.shared.gates);
@@ -129,6 +137,10 @@ impl Rig {
 
     pub(crate) fn calls(&self) -> u64 {
         self.shared.calls.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn listings(&self) -> u64 {
+        self.shared.listings.load(Ordering::Relaxed)
     }
 
     pub(crate) fn changes(&self) -> u64 {
@@ -221,7 +233,12 @@ impl Backend for Rig {
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
         self.look().await?;
-        self.next.list(prefix, after).await
+        self.shared.listings.fetch_add(1, Ordering::Relaxed);
+        let mut page = self.next.list(prefix, after).await?;
+        let hidden = lock(&self.shared.hidden);
+        let is_seen = |meta: &Meta| !hidden.iter().any(|name| meta.key.contains(name.as_str()));
+        page.items.retain(is_seen);
+        Ok(page)
     }
 
     async fn flush(&self) -> Result<()> {
