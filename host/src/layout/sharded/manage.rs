@@ -220,6 +220,13 @@ fn check_way(store: &Store, way: Way) -> Result<()> {
             "shards written in place need a chain that can write inside an object",
         ));
     }
+    let strong = CapabilityFlags::STRONG_READ_AFTER_WRITE;
+    if !store.chain.capabilities().has(strong) {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "the store may show old data after a write, which no sharded volume can bear",
+        ));
+    }
     Ok(())
 }
 
@@ -251,6 +258,7 @@ pub async fn create(
     let old = existing(&store, plan.force).await?;
     let names = Names::of(record.uuid);
     probe::conditions(&store, &names).await?;
+    probe::creates_at_once(&store, &names).await?;
     let owned = match &old {
         Some(Existing::Volume(old, _)) => {
             let names = Names::of(old.uuid);

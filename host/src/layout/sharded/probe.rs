@@ -1,12 +1,17 @@
 //! Does the chain obey conditions? Asked, not believed (contract C22).
 
+use futures_util::future::join_all;
 use nbd_rs_plugin::{Body, Bytes, CapabilityFlags, Condition};
 
 use super::names::Names;
-use super::store::Store;
+use super::store::{may_pass, Store};
 use super::uuid::Uuid;
 use crate::error::{Error, Kind, Result};
 
+/// Puts of one object at once (contract C22).
+const AT_ONCE: u32 = 8;
+/// How often that is tried where no answer tells anything.
+const TRIES: u32 = 3;
 const WAY_OUT: &str = "; if something else makes sure that only one server has the volume open, say ?fencing=external";
 
 /// Puts a probe object in all the ways that must succeed or fail.
@@ -26,10 +31,7 @@ pub(super) async fn conditions(store: &Store, names: &Names) -> Result<()> {
     }
     let key = names.probe(Uuid::random()?);
     let probed = probe(store, &key).await;
-    let deleted = store.chain.delete(vec![key]).wait().await;
-    if let Err(error) = deleted.and_then(|results| results.into_iter().collect::<Result<()>>()) {
-        tracing::warn!("the probe object could not be deleted: {error}");
-    }
+    remove(store, key).await;
     probed
 }
 
@@ -52,6 +54,47 @@ async fn probe(store: &Store, key: &str) -> Result<()> {
     }
     let stale = put("probe 4", Condition::IfMatch(first)).await;
     expect(stale, Kind::Precondition, "put if the ETag matches")
+}
+
+/// Puts one object from several sides at once: one of them must come first.
+///
+/// # Errors
+/// [`Kind::Unsupported`] for a store where several do; whatever keeps it from answering.
+pub(super) async fn creates_at_once(store: &Store, names: &Names) -> Result<()> {
+    if !store.conditions {
+        return Ok(());
+    }
+    for _ in 0..TRIES {
+        let key = names.probe(Uuid::random()?);
+        let put = |number: u32| {
+            let body = Body::One(Bytes::from(format!("probe of {number}").into_bytes()));
+            store
+                .chain
+                .put(key.clone(), body, Condition::IfAbsent)
+                .wait()
+        };
+        let answers = join_all((0..AT_ONCE).map(put)).await;
+        remove(store, key).await;
+        let first = answers.iter().filter(|answer| answer.is_ok()).count();
+        let failed = |error: &Error| error.kind != Kind::Exists && !may_pass(error);
+        let errors = answers.into_iter().filter_map(Result::err);
+        match (first, errors.into_iter().find(failed)) {
+            (2.., _) => return Err(disobeys("put if absent, where several come at once")),
+            (_, Some(error)) => return Err(error.context("probing puts at once")),
+            (1, None) => return Ok(()),
+            // Those who were told nothing tell nothing.
+            (0, None) => {}
+        }
+    }
+    let text = "the store answered none of several puts at once";
+    Err(Error::new(Kind::Transient, text))
+}
+
+async fn remove(store: &Store, key: String) {
+    let deleted = store.chain.delete(vec![key]).wait().await;
+    if let Err(error) = deleted.and_then(|results| results.into_iter().collect::<Result<()>>()) {
+        tracing::warn!("the probe object could not be deleted: {error}");
+    }
 }
 
 fn expect<T>(result: Result<T>, kind: Kind, what: &str) -> Result<()> {

@@ -418,12 +418,61 @@ fn c22_a_store_that_does_not_obey_conditions_is_refused_unless_fencing_is_extern
         volume.flush().await.unwrap();
         assert_eq!(read(&volume, 4, 2).await.unwrap(), [0, 1]);
         volume.close().await.unwrap();
-        // One that only claims to: see `liar`.
-        let liar = rig::Liar::over(&Store::with(LIKE_S3));
-        let refused = manage::create(liar, plan(SIZE, Way::Whole), false, &mut |_| ()).await;
-        let error = refused.unwrap_err();
-        assert_eq!(error.kind, Kind::Unsupported);
-        assert!(error.message.contains("does not obey"), "{error}");
+        // One that only claims to, and one that looks and then puts whatever came in between.
+        for (looks, word) in [(false, "put if absent"), (true, "at once")] {
+            let liar = rig::Liar::over(&Store::with(LIKE_S3), looks);
+            let refused = manage::create(liar, plan(SIZE, Way::Whole), false, &mut |_| ()).await;
+            let error = refused.unwrap_err();
+            assert_eq!(error.kind, Kind::Unsupported);
+            assert!(error.message.contains("does not obey"), "{error}");
+            assert!(error.message.contains(word), "{error}");
+        }
+    });
+}
+
+#[test]
+fn c22_a_store_that_may_show_old_data_is_refused_whoever_fences() {
+    block_on(async {
+        let flags = LIKE_S3.without(CapabilityFlags::STRONG_READ_AFTER_WRITE);
+        let store = Store::with(flags);
+        for external in [false, true] {
+            let plan = plan(SIZE, Way::Whole);
+            let made = manage::create(store.chain(), plan, external, &mut |_| ()).await;
+            let error = made.unwrap_err();
+            assert_eq!(error.kind, Kind::Unsupported);
+            assert!(error.message.contains("old data"), "{error}");
+        }
+        assert_eq!(store.keys(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn c17_f48_of_two_that_a_racy_store_lets_in_one_can_flush() {
+    block_on(async {
+        let mut both = 0;
+        for _ in 0..20 {
+            let store = store(Way::Whole);
+            init(&store, SIZE, Way::Whole).await;
+            let racer = || {
+                let chain = rig::Liar::over(&store, true);
+                tokio::spawn(async move {
+                    let volume = manage::open(chain, modest()).await?;
+                    write(&volume, 0, 1, 100).await.map(|()| volume)
+                })
+            };
+            let (one, other) = join(racer(), racer()).await;
+            let opened: Vec<Sharded> = [one, other]
+                .into_iter()
+                .filter_map(|r| r.unwrap().ok())
+                .collect();
+            both += u32::from(opened.len() == 2);
+            let mut flushed = 0;
+            for volume in &opened {
+                flushed += u32::from(volume.flush().await.is_ok());
+            }
+            assert!(flushed <= 1, "{flushed} servers could flush");
+        }
+        assert!(both > 0, "the store was never racy");
     });
 }
 

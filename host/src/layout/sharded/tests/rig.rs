@@ -328,12 +328,30 @@ impl Object for RigObject {
     }
 }
 
-/// A store that says it obeys conditions, and puts whatever comes.
-pub(crate) struct Liar(Next);
+/// A store that says it obeys conditions.
+pub(crate) struct Liar {
+    next: Next,
+    /// It looks, and puts a moment later whatever came in between; else it does not look at all.
+    looks: bool,
+}
 
 impl Liar {
-    pub(crate) fn over(store: &Store) -> Chain {
-        guard(export_backend(Self(store.backend().into())), "liar").into()
+    pub(crate) fn over(store: &Store, looks: bool) -> Chain {
+        let next = store.backend().into();
+        guard(export_backend(Self { next, looks }), "liar").into()
+    }
+
+    async fn look(&self, key: &str, condition: &Condition) -> Result<()> {
+        let found = self.next.head(key, GetFlags::FRESH).await.ok();
+        let refused = match condition {
+            Condition::IfAbsent if found.is_some() => Some(Kind::Exists),
+            Condition::IfMatch(etag) if found.is_none_or(|meta| meta.etag != *etag) => {
+                Some(Kind::Precondition)
+            }
+            _ => None,
+        };
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        refused.map_or(Ok(()), |kind| Err(Error::new(kind, key)))
     }
 }
 
@@ -341,31 +359,34 @@ impl Backend for Liar {
     type Object = nbd_rs_plugin::NoObject;
 
     fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
+        self.next.capabilities()
     }
 
     async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
-        self.0.get(key, range, flags).await
+        self.next.get(key, range, flags).await
     }
 
-    async fn put(&self, key: &str, body: Body, _: Condition) -> Result<Put> {
-        self.0.put(key, body, Condition::Always).await
+    async fn put(&self, key: &str, body: Body, condition: Condition) -> Result<Put> {
+        if self.looks {
+            self.look(key, &condition).await?;
+        }
+        self.next.put(key, body, Condition::Always).await
     }
 
     async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
-        self.0.head(key, flags).await
+        self.next.head(key, flags).await
     }
 
     async fn delete(&self, keys: Vec<String>) -> Result<Vec<Result<()>>> {
-        self.0.delete(keys).await
+        self.next.delete(keys).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
-        self.0.list(prefix, after).await
+        self.next.list(prefix, after).await
     }
 
     async fn flush(&self) -> Result<()> {
-        self.0.flush().await
+        self.next.flush().await
     }
 
     async fn open_object(&self, _: &str, _: ObjectMode) -> Result<Self::Object> {
