@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{symlink, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use crate::server::Serve;
+use crate::server::{Serve, STATE_DIRECTORY};
 use crate::stage::Stage;
 
 fn stage() -> Stage {
@@ -119,6 +119,7 @@ fn u13_control_characters_in_an_export_name_are_escaped() {
     let here = crate::server::binary().parent().unwrap().display();
     shell
         .env("PATH", format!("{here}:{path}"))
+        .env(STATE_DIRECTORY.0, STATE_DIRECTORY.1)
         .current_dir(stage.dir());
     assert_eq!(shell.status().unwrap().code(), Some(0));
     let out = fs::read_to_string(stage.path("out")).unwrap();

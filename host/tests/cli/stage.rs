@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::{tempdir, TempDir};
 
-use crate::server::{binary, Server};
+use crate::server::{binary, Server, STATE_DIRECTORY};
 
 /// What a command said, and how it ended.
 #[derive(Debug)]
@@ -108,6 +108,7 @@ impl Stage {
 
     fn said(&self, mut command: Command) -> Said {
         command.current_dir(self.dir()).stdin(Stdio::null());
+        command.env(STATE_DIRECTORY.0, STATE_DIRECTORY.1);
         for variable in ["RUST_LOG", "NBD_RS_PLUGIN_PATH"] {
             command.env_remove(variable);
         }

@@ -27,12 +27,19 @@ pub(crate) fn binary() -> &'static Path {
     binary
 }
 
+/// Where journals go if a test names no place for them: never into the machine's own state.
+pub(crate) const STATE_DIRECTORY: (&str, &str) = (
+    "STATE_DIRECTORY",
+    concat!(env!("CARGO_TARGET_TMPDIR"), "/state"),
+);
+
 /// Runs `nbd-rs` with these words to its end.
 pub(crate) fn nbd_rs<S: AsRef<OsStr>>(words: &[S]) -> Output {
     Command::new("timeout")
         .arg("60")
         .arg(binary())
         .args(words)
+        .env(STATE_DIRECTORY.0, STATE_DIRECTORY.1)
         .stdin(Stdio::null())
         .output()
         .expect("nbd-rs can be run")
@@ -77,14 +84,22 @@ impl Serve {
         serve.and_raw(name, image)
     }
 
-    /// One sharded export of the volume at this location.
+    /// One sharded export of the volume at this location, with every write in the store before
+    /// its answer.
     #[allow(dead_code)] // Used by one of the suites.
     pub(crate) fn sharded(name: &str, location: &str) -> Self {
+        Self::gathering(name, location, &["--no-journal"])
+    }
+
+    /// The same with these words on how writes are gathered.
+    #[allow(dead_code)]
+    pub(crate) fn gathering<S: AsRef<OsStr>>(name: &str, location: &str, how: &[S]) -> Self {
         let serve = Self {
             before: Vec::new(),
             words: vec!["serve".into()],
         };
-        serve.words(["--export", name, "sharded", location])
+        let serve = serve.words(["--export", name, "sharded", location]);
+        serve.words(how.iter().map(AsRef::as_ref))
     }
 
     /// One more raw export.
@@ -113,7 +128,10 @@ impl Serve {
         words.push(binary().into());
         words.extend(self.words.iter().cloned());
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).stdin(Stdio::null());
+        command
+            .args(&words[1..])
+            .env(STATE_DIRECTORY.0, STATE_DIRECTORY.1)
+            .stdin(Stdio::null());
         command
     }
 
@@ -167,6 +185,17 @@ impl Serve {
         }
     }
 
+    /// Starts it and kills it after that time, wherever it is then.
+    #[allow(dead_code)]
+    pub(crate) fn killed_after(self, time: Duration) {
+        let mut command = self.command();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("nbd-rs can be started");
+        thread::sleep(time);
+        child.kill().expect("our own child");
+        child.wait().expect("our own child");
+    }
+
     /// Starts it in the expectation that it refuses; gives what it said.
     pub(crate) fn refused(self) -> String {
         let words = self.command();
@@ -174,6 +203,7 @@ impl Serve {
             .arg("20")
             .arg(words.get_program())
             .args(words.get_args())
+            .env(STATE_DIRECTORY.0, STATE_DIRECTORY.1)
             .stdin(Stdio::null())
             .output()
             .expect("nbd-rs can be run");

@@ -157,7 +157,8 @@ fn start_and_kill(place: &Place, point: usize, last: Last) -> bool {
     let socket = place.dir().join("recovering");
     let mut child = Command::new(binary())
         .args(["serve", "--export", "disk", "sharded", &place.location])
-        .args(["--listen", &format!("unix:{}", socket.display())])
+        .args(["--no-journal", "--listen"])
+        .arg(format!("unix:{}", socket.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

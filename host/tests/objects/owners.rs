@@ -186,7 +186,8 @@ fn c17_f66_of_servers_that_start_together_exactly_one_serves() {
             .map(|number| {
                 let socket = place.dir().join(format!("{round}-{number}"));
                 let child = std::process::Command::new(crate::server::binary())
-                    .args(["serve", "--export", "disk", "sharded", location, "--listen"])
+                    .args(["serve", "--export", "disk", "sharded", location])
+                    .args(["--no-journal", "--listen"])
                     .arg(format!("unix:{}", socket.display()))
                     .stdout(std::process::Stdio::null())
                     .stderr(std::process::Stdio::null())

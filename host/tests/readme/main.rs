@@ -103,7 +103,8 @@ fn shell(text: &str, dir: &Path) -> Command {
     command
         .args(["-euc", text])
         .current_dir(dir)
-        .env("PATH", std::env::join_paths(dirs).expect("a path"));
+        .env("PATH", std::env::join_paths(dirs).expect("a path"))
+        .env(server::STATE_DIRECTORY.0, server::STATE_DIRECTORY.1);
     command
 }
 
