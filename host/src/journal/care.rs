@@ -104,15 +104,27 @@ pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> 
             shipper.abort();
         }
     }
-    let mut closed = match core.mode() {
-        Mode::Journal if core.journal.failure().is_none() => close_journal(core).await,
+    let is_used = core.mode() == Mode::Journal && core.journal.failure().is_none();
+    let closed = match core.mode() {
+        _ if is_used => close_journal(core).await,
         Mode::Past => Ok(()),
         Mode::Journal | Mode::Draining => close_without(core).await,
     };
-    if closed.is_err() && core.mode() == Mode::Journal && has_failed(core) {
-        closed = close_without(core).await;
+    let (closed, told) = match closed {
+        Ok(()) if is_used => (Ok(()), tell_the_end(core).await),
+        Err(_) if is_used && has_failed(core) => (close_without(core).await, Ok(())),
+        closed => (closed, Ok(())),
+    };
+    let given_back = core.volume.close().await.and(told);
+    let is_local = is_used && core.flush_to == FlushTo::Local;
+    match given_back {
+        // All that a flush means is done here: what the store could not be told waits with the rest.
+        Err(error) if is_local && !core.owes_a_flush() && error.kind != Kind::Fenced => {
+            tracing::warn!("the volume could not be given back: {error}");
+            closed
+        }
+        given_back => given_back.and(closed),
     }
-    core.volume.close().await.and(closed)
 }
 
 /// Whether the journal's disk failed; a closed one did not.
@@ -144,14 +156,15 @@ async fn close_journal(core: &Arc<Core>) -> Result<()> {
             Err(_) => tracing::warn!("the store is slow: it does not get all of the journal now"),
         }
     }
-    let (ticket, bytes) = (core.journal.ticket(), core.unshipped.bytes());
-    blocking(core, Journal::close).await?;
-    match core.unshipped.is_empty() {
-        true => core.ledger.write(None).await,
-        false => {
-            let kib = bytes.div_ceil(1024);
-            tracing::warn!("{kib} KiB wait in the journal until the volume is served again here");
-            core.ledger.write(Some(ticket)).await
-        }
+    blocking(core, Journal::close).await
+}
+
+/// The volume hears whether writes go on waiting in the journal that was closed.
+async fn tell_the_end(core: &Core) -> Result<()> {
+    if core.unshipped.is_empty() {
+        return core.ledger.write(None).await;
     }
+    let kib = core.unshipped.bytes().div_ceil(1024);
+    tracing::warn!("{kib} KiB wait in the journal until the volume is served again here");
+    core.ledger.write(Some(core.journal.ticket())).await
 }

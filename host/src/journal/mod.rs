@@ -215,6 +215,11 @@ impl Core {
         self.durable(self.journal.last_seq(), true).await
     }
 
+    /// Whether changes went past the journal that no flush of the volume has covered.
+    fn owes_a_flush(&self) -> bool {
+        self.went_past.load(Ordering::Acquire) > self.past_flushed.load(Ordering::Acquire)
+    }
+
     /// Record `seq` and all before it are at the declared level; with `all`, what went past the
     /// journal, too.
     async fn durable(self: &Arc<Self>, seq: u64, all: bool) -> Result<()> {
@@ -227,7 +232,7 @@ impl Core {
         if !is_local && !was_stored {
             self.stored(seq).await?;
         }
-        let owes = went_past > self.past_flushed.load(Ordering::Acquire);
+        let owes = self.owes_a_flush();
         // What the shipper stored, it flushed. With nothing to store this still finds out whether
         // the volume is ours.
         if all && (owes || was_stored && !is_local) {
