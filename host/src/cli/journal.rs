@@ -55,18 +55,29 @@ fn verify(args: &JournalVerify) -> Done<ExitCode> {
         say(format_args!("{:#}", json!(all)));
     } else {
         if verified.is_empty() {
-            say(format_args!("no journals in {}", directory.display()));
+            let of = volume.map(|volume| format!(" of volume {volume}"));
+            let (of, directory) = (of.unwrap_or_default(), directory.display());
+            say(format_args!("no journal{of} in {directory}"));
         }
         verified.iter().for_each(|verified| say(as_text(verified)));
     }
-    let is_bad = |verified: &Verified| {
-        let error = verified.found.as_ref().err();
-        error.is_some_and(|error| error.kind != Kind::Busy)
-    };
-    Ok(match verified.iter().any(is_bad) {
-        true => ExitCode::from(DAMAGED),
-        false => ExitCode::SUCCESS,
-    })
+    judge(verified)
+}
+
+/// The exit code: a journal that can't be read is one that is damaged, or an error of its own; one
+/// that is in use is neither.
+fn judge(verified: Vec<Verified>) -> Done<ExitCode> {
+    let errors = verified
+        .into_iter()
+        .filter_map(|verified| verified.found.err());
+    let errors: Vec<Error> = errors.filter(|error| error.kind != Kind::Busy).collect();
+    if errors.iter().any(|error| error.kind == Kind::Corrupt) {
+        return Ok(ExitCode::from(DAMAGED));
+    }
+    match errors.into_iter().next() {
+        Some(error) => Err(error.into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 fn as_json(Verified { volume, found }: &Verified) -> serde_json::Value {
@@ -125,15 +136,15 @@ fn replay(args: &JournalReplay, registry: &Registry) -> Done<()> {
 fn discard(args: &JournalDiscard) -> Done<()> {
     let directory = directory(&args.directory)?;
     let volume = volume_of(&args.uuid)?;
-    let waiting = manage::waiting(&directory, volume);
-    let what = match waiting {
-        Some(0) => None,
-        Some(records) => Some(format!("{records} acknowledged writes wait in it")),
-        None => Some("nobody can say what waits in it".to_owned()),
-    };
-    if let Some(what) = what.as_ref().filter(|_| !args.force) {
-        let exists = manage::verify(&directory, None)?;
-        if exists.iter().any(|verified| verified.volume == volume) {
+    let verified = manage::verify(&directory, Some(volume))?;
+    for Verified { found, .. } in verified {
+        let what = match found {
+            Err(error) if error.kind == Kind::Busy => return Err(error.into()),
+            Ok(found) if found.records == 0 => continue,
+            Ok(found) => format!("{} acknowledged writes wait in it", found.records),
+            Err(error) => format!("nobody can say what waits in it ({error})"),
+        };
+        if !args.force {
             let text = format!("{what}: --force gives them up");
             return Err(Error::new(Kind::Invalid, text).into());
         }

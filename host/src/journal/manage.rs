@@ -1,6 +1,7 @@
 //! Journals that nobody has open: what is in them, and giving them up.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use nbd_rs_journal::disk::Directory;
 use nbd_rs_journal::error::Kind as JournalKind;
@@ -19,16 +20,24 @@ pub struct Verified {
     pub found: Result<Inspection>,
 }
 
+/// The disk there, if it is there: to look at journals makes no directory.
+fn disk(directory: &Path) -> Result<Option<Arc<Directory>>> {
+    match std::fs::metadata(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        _ => Directory::open(directory).map(Some).map_err(of_disk),
+    }
+}
+
 /// Reads all journals in a directory, or that of one volume, and checks every byte of them.
 ///
 /// # Errors
 /// If the directory can't be read.
 pub fn verify(directory: &Path, volume: Option<Uuid>) -> Result<Vec<Verified>> {
-    let disk = Directory::open(directory).map_err(of_disk)?;
-    let volumes = match volume {
-        Some(volume) => vec![volume],
-        None => nbd_rs_journal::volumes(&*disk).map_err(of_disk)?,
+    let Some(disk) = disk(directory)? else {
+        return Ok(Vec::new());
     };
+    let mut volumes = nbd_rs_journal::volumes(&*disk).map_err(of_disk)?;
+    volumes.retain(|found| volume.is_none_or(|volume| volume == *found));
     let verified = volumes.into_iter().map(|volume| Verified {
         volume,
         found: nbd_rs_journal::inspect(&*disk, volume).map_err(of_disk),
@@ -36,20 +45,14 @@ pub fn verify(directory: &Path, volume: Option<Uuid>) -> Result<Vec<Verified>> {
     Ok(verified.collect())
 }
 
-/// How many records of a volume wait in its journal; `None` if it has none, or one that can't be
-/// read.
-pub fn waiting(directory: &Path, volume: Uuid) -> Option<u64> {
-    let disk = Directory::open(directory).ok()?;
-    let found = nbd_rs_journal::inspect(&*disk, volume).ok()?;
-    Some(found.records)
-}
-
 /// Removes a volume's journal, whatever is in it. Whether there was one.
 ///
 /// # Errors
 /// [`Kind::Busy`](crate::error::Kind::Busy) while a server has it; what the disk says.
 pub fn discard(directory: &Path, volume: Uuid) -> Result<bool> {
-    let disk = Directory::open(directory).map_err(of_disk)?;
+    let Some(disk) = disk(directory)? else {
+        return Ok(false);
+    };
     let volumes = nbd_rs_journal::volumes(&*disk).map_err(of_disk)?;
     if !volumes.contains(&volume) {
         return Ok(false);
