@@ -32,6 +32,8 @@ pub(crate) struct Terms {
     /// Whether shards are put whole: there FAST_ZERO may be refused, and a TRIM leaves alone the
     /// units that it covers in part.
     pub(crate) whole_shards: bool,
+    /// Once in so many batches of requests the server is ended and started again.
+    pub(crate) reopened: u64,
 }
 
 impl Terms {
@@ -42,6 +44,7 @@ impl Terms {
             requests,
             cache: true,
             whole_shards: false,
+            reopened: 64,
         }
     }
 }
@@ -452,13 +455,12 @@ pub(crate) fn play(name: &str, terms: Terms, start: &dyn Fn() -> Server) -> Vec<
         requests += batch.len();
         let sent = play.send(batch);
         play.receive(&sent);
-        match rng.next() % 64 {
-            0 => {
-                play.reopen(&mut rng);
-                reopened += 1;
-            }
-            1..=3 => play.clients = connect(&mut rng, &play.server),
-            _ => {}
+        let dice = rng.next();
+        if dice.is_multiple_of(terms.reopened) {
+            play.reopen(&mut rng);
+            reopened += 1;
+        } else if dice >> 32 & 15 == 0 {
+            play.clients = connect(&mut rng, &play.server);
         }
     }
     println!("{name}: {requests} requests, opened {reopened} times again");

@@ -32,6 +32,8 @@ pub(crate) enum Keeper {
     Own(Arc<S3>),
     /// SeaweedFS, in a folder of the bucket.
     SeaweedFs(&'static real_stores::Store, String),
+    /// The test itself.
+    Test,
 }
 
 /// A place for one volume.
@@ -40,6 +42,8 @@ pub(crate) struct Place {
     /// As it is typed behind the layout's name.
     pub(crate) location: String,
     pub(crate) keeper: Keeper,
+    /// How it is served: what is typed about gathering writes.
+    gathers: Vec<String>,
 }
 
 impl Place {
@@ -52,6 +56,7 @@ impl Place {
             dir,
             location,
             keeper: Keeper::Directory(chunks),
+            gathers: no_journal(),
         }
     }
 
@@ -76,19 +81,55 @@ impl Place {
             dir: tempdir().expect("a directory"),
             location: format!("{chain}{}{options}", server.target("disk/chunks/")),
             keeper: Keeper::Own(server),
+            gathers: no_journal(),
         }
     }
 
     /// A folder of its own on SeaweedFS behind this chain.
     pub(crate) fn seaweedfs(chain: &str, folder: &str) -> Option<Self> {
         let store = seaweedfs()?;
+        let keeper = Keeper::SeaweedFs(store, folder.to_owned());
+        let place = Self::in_store(store, chain, folder);
+        Some(Self { keeper, ..place })
+    }
+
+    /// The same on a store that the test keeps.
+    pub(crate) fn in_store(store: &real_stores::Store, chain: &str, folder: &str) -> Self {
         let location = store.location(&format!("{folder}/chunks/"));
         let target = location.strip_prefix("s3:").expect("an s3 location");
-        Some(Self {
+        Self {
             dir: tempdir().expect("a directory"),
             location: format!("{chain}{target}"),
-            keeper: Keeper::SeaweedFs(store, folder.to_owned()),
-        })
+            keeper: Keeper::Test,
+            gathers: no_journal(),
+        }
+    }
+
+    /// From now on served with a journal in a directory of this place, and these words about it.
+    pub(crate) fn journaled(mut self, words: &str) -> Self {
+        let all = format!("--journal {} {words}", self.journal().display());
+        let words = all.split(' ').filter(|word| !word.is_empty());
+        self.gathers = words.map(str::to_owned).collect();
+        self
+    }
+
+    /// The directory of its journal.
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.dir.path().join("journal")
+    }
+
+    /// The files of its journal.
+    pub(crate) fn journal_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = files(&self.journal()).iter().map(PathBuf::from).collect();
+        files.retain(|file| file.extension().is_some_and(|ending| ending == "journal"));
+        files
+    }
+
+    /// Destroys the volume; nothing of it and of its journal is left.
+    pub(crate) fn destroy(&self) {
+        self.run(&format!("destroy --journal {}", self.journal().display()));
+        assert_eq!(self.names(), [""; 0], "destroy leaves something");
+        assert!(self.journal_files().is_empty(), "its journal is left");
     }
 
     /// The server of our own.
@@ -156,7 +197,18 @@ impl Place {
 
     /// The same on a socket of this name.
     pub(crate) fn serve_at(&self, socket: &str) -> Serve {
-        Serve::sharded("disk", &self.location).unix(&self.dir().join(socket))
+        let serve = Serve::gathering("disk", &self.location, &self.gathers);
+        serve.unix(&self.dir().join(socket))
+    }
+
+    /// The same with these words on how writes are gathered, on another socket.
+    pub(crate) fn gathering(&self, words: &[&str]) -> Serve {
+        Serve::gathering("disk", &self.location, words).unix(&self.dir().join("other"))
+    }
+
+    /// The same with every write in the store before its answer.
+    pub(crate) fn without_journal(&self) -> Serve {
+        self.gathering(&["--no-journal"])
     }
 
     /// What the store keeps under this place.
@@ -169,6 +221,7 @@ impl Place {
                 let path = format!("/buckets/{}/{folder}", real_stores::BUCKET);
                 listed(&filer, &path)
             }
+            Keeper::Test => panic!("the test has the store at {}", self.location),
         }
     }
 
@@ -179,6 +232,10 @@ impl Place {
         assert_eq!(names.len(), 1, "{ending}: {names:?}");
         names.remove(0)
     }
+}
+
+fn no_journal() -> Vec<String> {
+    vec!["--no-journal".to_owned()]
 }
 
 /// One line of complaint without control characters, and all of these words in it.
