@@ -6,11 +6,11 @@ use crate::rng::Rng;
 use crate::server::Server;
 
 const GIB: u64 = 1 << 30;
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 const SHARD: u64 = 4 * MIB;
 const CACHE: u64 = 48 * MIB;
 /// What the server may have besides.
-const REST: u64 = 64 * MIB;
+pub(crate) const REST: u64 = 64 * MIB;
 /// What a large write sends.
 const PIECE: u64 = 256 << 10;
 /// Shards that are written, each somewhere: many times what the cache holds.
@@ -29,12 +29,16 @@ fn status(server: &Server, name: &str) -> u64 {
 }
 
 /// The most memory it ever had that is no file's.
-fn peak(server: &Server) -> u64 {
+pub(crate) fn peak(server: &Server) -> u64 {
     status(server, "VmHWM:") - status(server, "RssFile:")
 }
 
 /// Keeps `depth` requests in flight, reads of 256 KiB among them.
-fn drive(client: &mut Client, depth: usize, requests: impl Iterator<Item = (u16, u64, Vec<u8>)>) {
+pub(crate) fn drive(
+    client: &mut Client,
+    depth: usize,
+    requests: impl Iterator<Item = (u16, u64, Vec<u8>)>,
+) {
     drive_reads_of(256 << 10, client, depth, requests);
 }
 
