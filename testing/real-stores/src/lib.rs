@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{kill_process, Pid, Signal};
 use tempfile::TempDir;
 
 /// The access key of every store here.
@@ -184,6 +185,27 @@ impl Store {
         }
     }
 
+    /// Takes its process off the processor: connections stay, and nothing is answered.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn suspend(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// It goes on after [`suspend`](Self::suspend).
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("the store was started");
+        kill_process(Pid::from_child(child), signal).expect("the store runs");
+    }
+
     fn log(&self) -> PathBuf {
         self.dir.path().join("log")
     }
@@ -324,6 +346,10 @@ mod tests {
                 continue;
             }
             let mut store = store.expect("it is installed");
+            store.suspend();
+            assert!(!store.answers());
+            store.resume();
+            assert!(store.answers());
             store.kill();
             assert!(!store.answers());
             store.start();
