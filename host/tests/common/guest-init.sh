@@ -28,17 +28,25 @@ for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev vir
         insmod "/lib/modules/$module.ko" || finish "failed at insmod $module"
     fi
 done
-# The kernel's command line: nbd_port=N nbd_disks=EXPORT:CONNECTIONS,...
+# The kernel's command line: nbd_port=N nbd_disks=EXPORT:CONNECTIONS,... nbd_task=keep|work|look
+# nbd_synced=N
 port=$(sed -n 's/.*nbd_port=\([0-9]*\).*/\1/p' /proc/cmdline)
 disks=$(sed -n 's/.*nbd_disks=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
+task=$(sed -n 's/.*nbd_task=\([a-z]*\).*/\1/p' /proc/cmdline)
+synced=$(sed -n 's/.*nbd_synced=\([0-9]*\).*/\1/p' /proc/cmdline)
 [ -n "$disks" ] || finish "failed: no disks are named"
 step network ifconfig lo 127.0.0.1 up
 step network ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 [ -e /etc/mtab ] || ln -s /proc/mounts /etc/mtab
 
-disk() {
+attach() {
+    step "$2 attach" nbd-client -N "$2" -connections "$3" 10.0.2.2 "$port" "/dev/$1"
+}
+
+# What a user does with a disk, from the first to the last day.
+keep() {
     device=$1 export=$2 connections=$3
-    step "$export attach" nbd-client -N "$export" -connections "$connections" 10.0.2.2 "$port" "/dev/$device"
+    attach "$device" "$export" "$connections"
     echo "GUEST: $export has $(cat "/sys/block/$device/size") sectors," \
         "discards up to $(cat "/sys/block/$device/queue/discard_max_bytes")," \
         "zeroes up to $(cat "/sys/block/$device/queue/write_zeroes_max_bytes")," \
@@ -73,9 +81,48 @@ disk() {
     step "$export detach" nbd-client -d "/dev/$device"
 }
 
+# A file that anybody can make again who knows its number.
+contents() {
+    seq "$1" "$(($1 + 2000))"
+}
+
+# Files, each of them synced before the next, until the power is cut.
+work() {
+    attach "$1" "$2" "$3"
+    step "$2 mkfs" /sbin/mke2fs -q -F -t ext4 "/dev/$1"
+    step "$2 mount" mount -t ext4 "/dev/$1" /mnt
+    n=0
+    while :; do
+        n=$((n + 1))
+        contents "$n" | dd of="/mnt/file-$n" bs=4k conv=fsync 2>/dev/null || finish "failed at file $n"
+        echo "$n" | dd of=/mnt/last conv=fsync 2>/dev/null || finish "failed at the last of $n"
+        echo "GUEST: synced $n"
+        # One of three is not left alone: its blocks are used again.
+        [ $((n % 3)) != 0 ] || rm "/mnt/file-$((n / 3))"
+    done
+}
+
+# The files that were synced are there.
+look() {
+    attach "$1" "$2" "$3"
+    step "$2 mount" mount -t ext4 "/dev/$1" /mnt
+    [ "$(cat /mnt/last)" -ge "$synced" ] || finish "failed: the last is $(cat /mnt/last)"
+    # Behind this one none was removed, whatever was on its way.
+    n=$((synced / 3 + 2))
+    while [ "$n" -le "$synced" ]; do
+        contents "$n" | cmp - "/mnt/file-$n" || finish "failed: file $n"
+        n=$((n + 1))
+    done
+    echo "GUEST: all $synced are there"
+    step "$2 unmount" umount /mnt
+    step "$2 fsck" /sbin/e2fsck -fn "/dev/$1"
+    step "$2 detach" nbd-client -d "/dev/$1"
+}
+
+case "$task" in keep | work | look) ;; *) finish "failed: no task $task" ;; esac
 number=0
 for one in $disks; do
-    disk "nbd$number" "${one%:*}" "${one#*:}"
+    "$task" "nbd$number" "${one%:*}" "${one#*:}"
     number=$((number + 1))
 done
 finish passed

@@ -58,23 +58,57 @@ pub(crate) fn pieces() -> Option<PathBuf> {
     pieces
 }
 
+/// What the guest does with its disks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Task {
+    /// All that a user does with a file system.
+    Keep,
+    /// Files, each of them synced before the next, until it is ended.
+    #[allow(dead_code)] // Used by one of the suites.
+    Work,
+    /// That many of those files are there.
+    #[allow(dead_code)]
+    Look(usize),
+}
+
 /// Boots the guest, which keeps an ext4 file system on each of these exports of the server at
 /// `port`, over so many connections, and must find all as it left it. `dir` is for its files.
 pub(crate) fn keeps_ext4(pieces: &Path, dir: &Path, port: u16, disks: &[(&str, u32)]) {
+    passes(pieces, dir, port, disks, Task::Keep);
+}
+
+/// The guest, about to be booted for that.
+pub(crate) fn guest(
+    pieces: &Path,
+    dir: &Path,
+    port: u16,
+    disks: &[(&str, u32)],
+    task: Task,
+) -> Command {
     let init = dir.join("initramfs");
     initramfs(pieces, &init);
     let disks = disks.iter();
     let disks: Vec<String> = disks
         .map(|(name, count)| format!("{name}:{count}"))
         .collect();
+    let task = match task {
+        Task::Keep => "keep".to_owned(),
+        Task::Work => "work".to_owned(),
+        Task::Look(synced) => format!("look nbd_synced={synced}"),
+    };
     let append = format!(
-        "console=ttyS0 panic=-1 quiet nbd_port={port} nbd_disks={}",
+        "console=ttyS0 panic=-1 quiet nbd_port={port} nbd_disks={} nbd_task={task}",
         disks.join(",")
     );
-    let output = emulator(pieces)
-        .arg("-initrd")
-        .args([&init])
-        .args(["-append", &append])
+    let mut guest = emulator(pieces);
+    guest.arg("-initrd").args([&init]);
+    guest.args(["-append", &append]);
+    guest
+}
+
+/// Boots the guest for something that comes to an end, and must be done without an error.
+pub(crate) fn passes(pieces: &Path, dir: &Path, port: u16, disks: &[(&str, u32)], task: Task) {
+    let output = guest(pieces, dir, port, disks, task)
         .output()
         .expect("the emulator can be started");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

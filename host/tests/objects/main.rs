@@ -30,6 +30,7 @@ mod damage;
 mod faults;
 mod guest;
 mod journal_files;
+mod journal_guest;
 mod journal_kill;
 mod journal_memory;
 mod journal_owners;
