@@ -9,7 +9,7 @@ use crate::rng::Rng;
 const CACHE: u64 = 16 * MIB;
 const JOURNAL: u64 = 16 * MIB;
 const UNIT: u64 = 4096;
-const VOLUME: u64 = 64 * MIB;
+const VOLUME: u64 = 128 * MIB;
 
 /// Bytes of bodies that the store has read.
 fn sent_to(place: &Place) -> u64 {
@@ -22,7 +22,7 @@ fn c24_small_writes_of_three_times_the_journal_take_bounded_memory() {
     let mut rng = Rng::for_test("journal memory");
     let place = Place::own("cache+retry+s3:", "?cache.size=16MiB");
     let place = place.journaled("--journal-size 16Mi");
-    place.init(VOLUME as usize, "1Mi");
+    place.init(VOLUME as usize, "4Mi");
     let server = place.serve().start();
     let mut client = Client::structured(&server);
     client
