@@ -30,9 +30,19 @@ enum State {
 pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
-    /// Whether what is late is still on its way.
-    late: Mutex<bool>,
+    late: Mutex<Late>,
     delivered: Condvar,
+}
+
+/// A change that is late.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Late {
+    #[default]
+    None,
+    /// It waits for its delivery.
+    OnItsWay,
+    /// It is being done.
+    Delivered,
 }
 
 impl Gate {
@@ -46,22 +56,31 @@ impl Gate {
     }
 
     pub(crate) fn shut_after(&self, count: usize, last: Last) {
-        *self.late() = last == Last::Late;
+        *self.late() = Late::None;
         self.set(State::Counting(count, last));
     }
 
-    fn late(&self) -> MutexGuard<'_, bool> {
+    fn late(&self) -> MutexGuard<'_, Late> {
         self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has what is late done, and comes back when it is.
     pub(crate) fn deliver(&self) {
-        *self.late() = false;
+        let mut late = self.late();
+        if *late == Late::OnItsWay {
+            *late = Late::Delivered;
+        }
         self.delivered.notify_all();
+        drop(self.delivered.wait_while(late, |late| *late != Late::None));
     }
 
-    /// Waits until what is late is to be done.
-    pub(crate) fn wait_for_delivery(&self) {
-        drop(self.delivered.wait_while(self.late(), |late| *late));
+    /// Waits for the delivery of what is late, and does it.
+    pub(crate) fn be_late(&self, act: impl FnOnce()) {
+        let waits = |late: &mut Late| *late == Late::OnItsWay;
+        drop(self.delivered.wait_while(self.late(), waits));
+        act();
+        *self.late() = Late::None;
+        self.delivered.notify_all();
     }
 
     pub(crate) fn open(&self) {
@@ -88,6 +107,9 @@ impl Gate {
             State::Open => None,
             State::Counting(0, last) => {
                 *state = State::Shut;
+                if last == Last::Late {
+                    *self.late() = Late::OnItsWay;
+                }
                 self.changed.notify_all();
                 Some(last)
             }

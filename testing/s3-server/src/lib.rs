@@ -207,7 +207,7 @@ impl Server {
         self.shared.gate.open();
     }
 
-    /// Does what is [`Last::Late`].
+    /// Does what is [`Last::Late`], before it comes back.
     pub fn deliver(&self) {
         self.shared.gate.deliver();
     }
@@ -314,10 +314,7 @@ fn hold(shared: &Shared, last: Last, act: impl Fn() -> store::Answer) {
             act();
             shared.gate.wait();
         }
-        Last::Late => {
-            shared.gate.wait_for_delivery();
-            act();
-        }
+        Last::Late => shared.gate.be_late(|| drop(act())),
     }
 }
 
