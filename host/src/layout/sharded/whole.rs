@@ -25,7 +25,7 @@ use crate::runtime;
 /// Memory for trailers, in bytes.
 const TRAILER_BYTES: usize = 8 << 20;
 /// Memory for shards that are being changed, in bytes; one is changed whatever its size.
-const CHANGING_BYTES: u64 = 24 << 20;
+const CHANGING_BYTES: u64 = 16 << 20;
 /// Changes that go on at the same time, at the most.
 const MOST_CHANGING: u64 = 48;
 /// A put waits for company until nobody came for so long.
