@@ -33,7 +33,7 @@ const MAX_IN_FLIGHT: usize = 64;
 /// Payload that waiting requests may hold, in bytes.
 const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 /// Replies are sent when so many bytes or segments have come together.
-const SEND_BYTES: u64 = 512 << 10;
+pub(super) const SEND_BYTES: u64 = 512 << 10;
 const SEND_SEGMENTS: usize = MAX_SLICES / 2;
 /// Reads beyond this are counted against the memory budget, in bytes.
 const COUNTED_READ_BYTES: u64 = 64 << 10;

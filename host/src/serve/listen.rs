@@ -13,11 +13,15 @@ use std::time::Duration;
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::net::{acceptfrom_with, SocketFlags};
 
+use super::connection;
 use super::guest_thread;
 use super::shared::Shared;
 use super::wake::Waker;
 use crate::error::{Error, Kind, Result};
 
+/// What a unix socket holds of replies, in bytes: a whole batch, so that the thread that sends it need
+/// not sleep until the client has taken its first part. TCP sizes its own buffers.
+const UNIX_SEND_BUFFER_BYTES: usize = connection::SEND_BYTES as usize;
 /// After a failed accept (no more file descriptors, most likely) nothing is accepted for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -186,8 +190,15 @@ fn accept_one(listener: &Listener, shared: &Arc<Shared>) -> io::Result<()> {
         Err(Os::AGAIN | Os::INTR | Os::CONNABORTED) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    if let Address::Tcp(_) = listener.address {
-        rustix::net::sockopt::set_tcp_nodelay(socket.as_fd(), true)?;
+    match listener.address {
+        Address::Tcp(_) => rustix::net::sockopt::set_tcp_nodelay(socket.as_fd(), true)?,
+        // What the system allows less of is as good: it only takes more turns.
+        Address::Unix(_) => {
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(
+                socket.as_fd(),
+                UNIX_SEND_BUFFER_BYTES,
+            );
+        }
     }
     let peer = match (&listener.address, peer) {
         (Address::Tcp(_), Some(peer)) => std::net::SocketAddr::try_from(peer)
