@@ -66,6 +66,7 @@ impl Journal {
         if state.failed.is_some() {
             state.forget_until(seq);
         }
+        self.tell(&state);
         Ok(state)
     }
 
@@ -85,8 +86,7 @@ impl Journal {
             .clone()
             .filter(|cause| cause.kind != Kind::Invalid)
         {
-            self.replace(&mut state, &cause.message);
-            self.changed.notify_all();
+            state = self.replace(state, &cause.message);
         }
         state.check()
     }
@@ -99,6 +99,10 @@ impl Journal {
     pub fn close(&self) -> Result<()> {
         self.sync()?;
         let mut state = self.state();
+        // One that covers nothing new may be under way all the same.
+        while state.syncing {
+            state = self.wait(state);
+        }
         let superblock = Superblock {
             open: false,
             ..state.next_superblock()
@@ -109,6 +113,7 @@ impl Journal {
         state.settle(superblock);
         self.drop_older(&mut state);
         state.failed = Some(Error::new(Kind::Invalid, "the journal was closed"));
+        self.tell(&state);
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
@@ -124,7 +129,7 @@ impl Journal {
             // What comes out of a failure is a new file.
             _ if state.failed.is_some() => {}
             Ok(()) => drop(self.commit(state)),
-            Err(error) => self.replace(&mut state, &error.to_string()),
+            Err(error) => drop(self.replace(state, &error.to_string())),
         }
     }
 
@@ -169,8 +174,9 @@ impl Journal {
                     self.drop_older(&mut state);
                 }
             }
-            Err(error) => self.replace(&mut state, &error.to_string()),
+            Err(error) => return self.replace(state, &error.to_string()),
         }
+        self.tell(&state);
         self.changed.notify_all();
         state
     }

@@ -1,7 +1,10 @@
 //! The journal of one volume: changes go in, become durable, and leave when the store has them.
 //!
-//! Calls block: on the kernel taking the bytes ([`Journal::append`]), on the disk ([`Journal::sync`],
-//! [`Journal::shipped`]). Any number of threads may make them.
+//! Calls that change something block: on the kernel taking the bytes ([`Journal::append`]), on the
+//! disk ([`Journal::sync`], [`Journal::shipped`]), on each other. Those that only ask
+//! ([`Journal::usage`], [`Journal::ticket`], [`Journal::last_seq`], [`Journal::durable_seq`],
+//! [`Journal::failure`]) wait for none of that, whatever the disk does. Any number of threads may
+//! make them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -48,9 +51,22 @@ pub struct Journal {
     disk: Arc<dyn Disk>,
     /// Keeps other processes out until the journal is closed.
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    /// Held over writes to the file, so only by those who may block.
     state: Mutex<State>,
+    /// What can be asked. Nothing is waited for while this is locked.
+    facts: Mutex<Facts>,
     /// A sync ended, or room was made.
     changed: Condvar,
+}
+
+/// The state as it was after its last change.
+#[derive(Clone)]
+struct Facts {
+    usage: Usage,
+    last_seq: u64,
+    durable_seq: u64,
+    ticket: Ticket,
+    failed: Option<Error>,
 }
 
 struct State {
@@ -63,7 +79,10 @@ struct State {
     shipped_seq: u64,
     /// Records that no sync has covered, oldest first.
     unsynced: VecDeque<Unsynced>,
+    /// Somebody syncs, or makes a new file: one at a time.
     syncing: bool,
+    /// A new file is made: nothing may be appended until it is known which file counts.
+    replacing: bool,
     /// The disk failed, and so did the way out.
     failed: Option<Error>,
 }
@@ -89,6 +108,22 @@ impl State {
         Usage {
             used_bytes: self.ring.used(),
             ring_bytes: self.ring.bytes(),
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let superblock = &self.segment.superblock;
+        Facts {
+            usage: self.usage(),
+            last_seq: self.last_seq,
+            durable_seq: self.durable_seq,
+            ticket: Ticket {
+                journal: superblock.journal,
+                epoch: superblock.epoch,
+                shipped_seq: superblock.shipped_seq,
+                passed_by: false,
+            },
+            failed: self.failed.clone(),
         }
     }
 
@@ -157,6 +192,9 @@ impl Journal {
         let bytes = contents.record_bytes();
         let data: Vec<Data> = changes.iter().filter_map(Change::data).cloned().collect();
         let mut state = self.state();
+        while state.replacing && state.failed.is_none() {
+            state = self.wait(state);
+        }
         state.check_room(bytes)?;
         let header = state.header(contents).encode();
         let position = state.ring.tail();
@@ -165,12 +203,13 @@ impl Journal {
             return Err(Error::os(&error, "writing to the journal"));
         }
         then(state.appended(bytes, header, data));
+        self.tell(&state);
         Ok(state.usage())
     }
 
     /// How full the ring is.
     pub fn usage(&self) -> Usage {
-        self.state().usage()
+        self.facts().usage
     }
 
     /// Waits until the ring has room for `bytes`, but no longer than that. Whether it has.
@@ -192,32 +231,35 @@ impl Journal {
 
     /// What the volume has to know of this journal before the first write is acknowledged.
     pub fn ticket(&self) -> Ticket {
-        let superblock = self.state().segment.superblock;
-        Ticket {
-            journal: superblock.journal,
-            epoch: superblock.epoch,
-            shipped_seq: superblock.shipped_seq,
-            passed_by: false,
-        }
+        self.facts().ticket
     }
 
     /// The last record; 0 before the first.
     pub fn last_seq(&self) -> u64 {
-        self.state().last_seq
+        self.facts().last_seq
     }
 
     /// The last record that a sync covered.
     pub fn durable_seq(&self) -> u64 {
-        self.state().durable_seq
+        self.facts().durable_seq
     }
 
     /// Why nothing is durable any more, if so.
     pub fn failure(&self) -> Option<Error> {
-        self.state().failed.clone()
+        self.facts().failed.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever changed the state calls this before it gives the lock back.
+    fn tell(&self, state: &State) {
+        *self.facts() = state.facts();
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
@@ -228,6 +270,6 @@ impl Journal {
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Journal({:?})", self.state().segment.superblock)
+        write!(f, "Journal({:?})", self.ticket())
     }
 }

@@ -195,6 +195,7 @@ fn journal(disk: Arc<dyn Disk>, lock: Box<dyn Send + Sync>, state: State) -> Jou
     Journal {
         disk,
         lock: Mutex::new(Some(lock)),
+        facts: Mutex::new(state.facts()),
         state: Mutex::new(state),
         changed: Condvar::new(),
     }
@@ -468,6 +469,7 @@ impl State {
             durable_seq: last_seq,
             unsynced: VecDeque::new(),
             syncing: false,
+            replacing: false,
             failed: None,
         }
     }

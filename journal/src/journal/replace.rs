@@ -6,6 +6,7 @@
 //! where they are: the old file is read for them after a restart, until they are shipped.
 
 use std::io;
+use std::sync::MutexGuard;
 
 use super::{names, Journal, State, Unsynced};
 use crate::disk::Disk;
@@ -52,22 +53,39 @@ fn fill<'a>(
 }
 
 impl Journal {
-    /// Goes on in a new file; if that can't be, the journal has failed.
-    pub(super) fn replace(&self, state: &mut State, cause: &str) {
+    /// Goes on in a new file; if that can't be, the journal has failed. Nobody may be syncing.
+    ///
+    /// To fill the file takes its time, so it is done without the lock. Nothing is synced or
+    /// appended meanwhile; the store may get further.
+    pub(super) fn replace<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        cause: &str,
+    ) -> MutexGuard<'a, State> {
         let superblock = state.superblock_of_next_file();
-        match make(&*self.disk, superblock, state.unsynced.iter()) {
+        let records = std::mem::take(&mut state.unsynced);
+        (state.syncing, state.replacing) = (true, true);
+        drop(state);
+        let made = make(&*self.disk, superblock, records.iter());
+        let mut state = self.state();
+        (state.syncing, state.replacing) = (false, false);
+        match made {
             Ok((segment, ring)) => {
                 let last_seq = superblock.first_seq - 1;
                 let old = std::mem::replace(&mut state.segment, segment);
                 state.older.push((old.name, last_seq));
                 state.ring = ring;
+                let shipped_seq = state.shipped_seq;
+                state.ring.ship(shipped_seq);
                 state.durable_seq = state.last_seq;
-                state.unsynced.clear();
                 state.failed = None;
                 state.segment.mark(state.durable_seq);
-                self.drop_older(state);
+                self.drop_older(&mut state);
             }
             Err(error) => {
+                state.unsynced = records;
+                let shipped_seq = state.shipped_seq;
+                state.forget_until(shipped_seq);
                 let text = format!(
                     "the journal's disk failed ({cause}), and so did a new file ({error}): nothing is durable until it works again"
                 );
@@ -78,6 +96,9 @@ impl Journal {
                 });
             }
         }
+        self.tell(&state);
+        self.changed.notify_all();
+        state
     }
 }
 

@@ -254,3 +254,53 @@ fn c04_those_who_wait_share_a_sync() {
     // Each appended before the first sync ended, so one more was enough for all.
     assert_eq!(disk.syncs() - before, 2);
 }
+
+/// Found by reading: the new file was made under the lock that everybody who asks had to take, the
+/// one thread of the heartbeats among them.
+#[test]
+fn c17_what_is_known_is_told_while_a_new_file_is_made() {
+    let (disk, journal, ticket) = start();
+    let journal = Arc::new(journal);
+    append(&journal, 1);
+    journal.sync().unwrap();
+    append(&journal, 2);
+    let (made, begins) = std::sync::mpsc::channel();
+    let (go, goes_on) = std::sync::mpsc::channel::<()>();
+    disk.in_next_create(move || {
+        made.send(()).unwrap();
+        // Also if the test has failed.
+        let _ = goes_on.recv();
+    });
+    disk.fail(Faults {
+        syncs: 1,
+        ..Faults::default()
+    });
+    let thread = |call: fn(&Journal)| {
+        let journal = journal.clone();
+        std::thread::spawn(move || call(&journal))
+    };
+    let sync = thread(|journal| journal.sync().unwrap());
+    begins.recv().unwrap();
+    let (asker, (told, tells)) = (journal.clone(), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        let seqs = (asker.last_seq(), asker.durable_seq());
+        let noted = asker.note_shipped(1).unwrap();
+        let _ = told.send((
+            seqs,
+            asker.failure(),
+            asker.usage() == noted,
+            asker.ticket(),
+        ));
+    });
+    let answer = tells.recv_timeout(std::time::Duration::from_secs(20));
+    assert_eq!(answer, Ok(((2, 1), None, true, ticket)));
+    // Who wants to add something waits until it is known in which file.
+    let late = thread(|journal| append(journal, 3));
+    go.send(()).unwrap();
+    sync.join().unwrap();
+    late.join().unwrap();
+    assert_eq!(journal.durable_seq(), 2);
+    journal.sync().unwrap();
+    assert_eq!(journal.ticket().shipped_seq, 1);
+    holds(&after_power_cut(&disk, ticket), 2..=3);
+}

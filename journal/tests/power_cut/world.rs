@@ -143,6 +143,15 @@ impl World {
             self.synced
                 .push(self.event(began, self.journal().last_seq()));
         }
+        self.told();
+    }
+
+    /// How far the store is was noted, and a sync may have made that durable.
+    fn told(&mut self) {
+        let (moment, told) = (self.disk.moment(), self.journal().ticket().shipped_seq);
+        for event in self.shipped.iter_mut().filter(|event| event.seq <= told) {
+            event.ended = event.ended.min(moment);
+        }
     }
 
     fn ship(&mut self, rng: &mut Rng) {
@@ -153,10 +162,15 @@ impl World {
         if self.journal().failure().is_some() {
             return;
         }
-        let told = self.journal().shipped(seq).is_ok();
-        let ended = if told { self.disk.moment() } else { usize::MAX };
+        // What is only noted is durable with the next sync, or the one after it.
+        let _ = match rng.next().is_multiple_of(2) {
+            true => self.journal().note_shipped(seq),
+            false => self.journal().shipped(seq),
+        };
         // The store has it, whether that is written down here or not.
+        let ended = usize::MAX;
         self.shipped.push(Event { began, ended, seq });
+        self.told();
     }
 
     fn retry(&mut self) {

@@ -123,6 +123,8 @@ struct Inner {
     reads_left: Option<u32>,
     /// Called once, in the middle of the next sync.
     in_next_sync: Option<Hook>,
+    /// The same when a file is made.
+    in_next_create: Option<Hook>,
 }
 
 /// See the module.
@@ -169,6 +171,11 @@ impl Recorder {
     /// Does this in the middle of the next sync.
     pub fn in_next_sync(&self, hook: impl FnMut() + Send + 'static) {
         self.inner().in_next_sync = Some(Box::new(hook));
+    }
+
+    /// Does this when the next file is made.
+    pub fn in_next_create(&self, hook: impl FnMut() + Send + 'static) {
+        self.inner().in_next_create = Some(Box::new(hook));
     }
 
     /// What is there after the process died at that moment: everything that it did.
@@ -384,6 +391,10 @@ impl Disk for Recorder {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let hook = self.inner().in_next_create.take();
+        if let Some(mut hook) = hook {
+            hook();
+        }
         self.fails(|faults| &mut faults.creates)?;
         if self.inner().now.names.contains_key(name) {
             return Err(ErrorKind::AlreadyExists.into());
