@@ -34,6 +34,23 @@ impl Data {
     }
 }
 
+/// The memory that some [`Data`] keep: all of a buffer, however little of it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Buffer {
+    address: usize,
+    pub(crate) bytes: u64,
+}
+
+impl Data {
+    /// What is kept as long as this is. Two are the same if their memory is, while both are there.
+    pub(crate) fn buffer(&self) -> Buffer {
+        Buffer {
+            address: Arc::as_ptr(&self.owner).cast::<()>() as usize,
+            bytes: (*self.owner).as_ref().len() as u64,
+        }
+    }
+}
+
 impl Deref for Data {
     type Target = [u8];
 

@@ -5,33 +5,20 @@ use std::ops::Range;
 
 use super::{Batch, Piece, Source};
 use crate::change::{Change, What};
+use crate::data::{Buffer, Data};
 
 /// Memory that an entry takes besides its data, in bytes, with its share of the tables.
 const ENTRY_BYTES: u64 = 160;
 
-/// A part of a change that nothing newer in the layer covers.
-#[derive(Debug)]
-struct Entry {
-    change: Change,
-    /// The change that it is a part of.
-    owner: u64,
-}
-
-/// A change whose memory is kept.
-#[derive(Debug)]
-struct Owner {
-    bytes: u64,
-    entries: u64,
-}
-
 #[derive(Debug)]
 pub(super) struct Layer {
     last_seq: u64,
-    /// By first byte; they do not overlap.
-    entries: BTreeMap<u64, Entry>,
-    owners: HashMap<u64, Owner>,
-    next_owner: u64,
-    data_bytes: u64,
+    /// Parts of changes that nothing newer in the layer covers, by first byte; they do not overlap.
+    entries: BTreeMap<u64, Change>,
+    /// How many entries have bytes in a buffer.
+    buffers: HashMap<Buffer, u64>,
+    /// Of all buffers together.
+    buffer_bytes: u64,
 }
 
 impl Layer {
@@ -40,9 +27,8 @@ impl Layer {
         Self {
             last_seq,
             entries: BTreeMap::new(),
-            owners: HashMap::new(),
-            next_owner: 0,
-            data_bytes: 0,
+            buffers: HashMap::new(),
+            buffer_bytes: 0,
         }
     }
 
@@ -55,33 +41,32 @@ impl Layer {
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
-        self.data_bytes + self.entries.len() as u64 * ENTRY_BYTES
+        self.buffer_bytes + self.entries.len() as u64 * ENTRY_BYTES
     }
 
     pub(super) fn insert(&mut self, seq: u64, changes: &[Change]) {
         self.last_seq = seq;
         for change in changes.iter().filter(|change| change.len > 0) {
             self.cut(change.offset..change.end());
-            let owner = self.next_owner;
-            self.next_owner += 1;
-            let bytes = change.data().map_or(0, |data| data.len() as u64);
-            self.data_bytes += bytes;
-            self.owners.insert(owner, Owner { bytes, entries: 0 });
-            self.put(change.clone(), owner);
+            self.put(change.clone());
         }
     }
 
-    fn put(&mut self, change: Change, owner: u64) {
-        if let Some(owner) = self.owners.get_mut(&owner) {
-            owner.entries += 1;
+    fn put(&mut self, change: Change) {
+        if let Some(buffer) = change.data().map(Data::buffer) {
+            let entries = self.buffers.entry(buffer).or_default();
+            if *entries == 0 {
+                self.buffer_bytes += buffer.bytes;
+            }
+            *entries += 1;
         }
-        self.entries.insert(change.offset, Entry { change, owner });
+        self.entries.insert(change.offset, change);
     }
 
     /// Takes the range out of all entries.
     fn cut(&mut self, range: Range<u64>) {
         let before = self.entries.range(..range.start).next_back();
-        let reaching = before.filter(|(_, entry)| entry.change.end() > range.start);
+        let reaching = before.filter(|(_, change)| change.end() > range.start);
         let first = reaching.map_or(range.start, |(&start, _)| start);
         let touched: Vec<u64> = self
             .entries
@@ -89,26 +74,29 @@ impl Layer {
             .map(|(&start, _)| start)
             .collect();
         for start in touched {
-            let Some(Entry { change, owner }) = self.entries.remove(&start) else {
+            let Some(change) = self.entries.remove(&start) else {
                 continue;
             };
             let (left, right) = (change.offset..range.start, range.end..change.end());
             for part in [left, right].into_iter().filter(|part| !part.is_empty()) {
-                self.put(change.part(part), owner);
+                self.put(change.part(part));
             }
-            self.release(owner);
+            self.release(&change);
         }
     }
 
-    /// One entry of the owner is gone.
-    fn release(&mut self, id: u64) {
-        let Some(owner) = self.owners.get_mut(&id) else {
+    /// An entry is gone, and perhaps the last one of its buffer.
+    fn release(&mut self, change: &Change) {
+        let Some(buffer) = change.data().map(Data::buffer) else {
             return;
         };
-        owner.entries -= 1;
-        if owner.entries == 0 {
-            self.data_bytes -= owner.bytes;
-            self.owners.remove(&id);
+        let Some(entries) = self.buffers.get_mut(&buffer) else {
+            return;
+        };
+        *entries -= 1;
+        if *entries == 0 {
+            self.buffer_bytes -= buffer.bytes;
+            self.buffers.remove(&buffer);
         }
     }
 
@@ -116,15 +104,12 @@ impl Layer {
     fn within(&self, range: &Range<u64>) -> impl Iterator<Item = &Change> {
         let before = self.entries.range(..range.start).next_back();
         let start = range.start;
-        let reaching = before.filter(|(_, entry)| entry.change.end() > start);
+        let reaching = before.filter(|(_, change)| change.end() > start);
         let inside = match range.is_empty() {
             true => self.entries.range(start..start),
             false => self.entries.range(range.clone()),
         };
-        reaching
-            .into_iter()
-            .chain(inside)
-            .map(|(_, entry)| &entry.change)
+        reaching.into_iter().chain(inside).map(|(_, change)| change)
     }
 
     pub(super) fn touches(&self, range: &Range<u64>) -> bool {
@@ -162,11 +147,7 @@ impl Layer {
     pub(super) fn batch(&self) -> Batch {
         Batch {
             seq: self.last_seq,
-            changes: self
-                .entries
-                .values()
-                .map(|entry| entry.change.clone())
-                .collect(),
+            changes: self.entries.values().cloned().collect(),
         }
     }
 }

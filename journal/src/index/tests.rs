@@ -153,6 +153,49 @@ fn overwritten_data_gives_its_memory_back_and_a_rest_keeps_all_of_it() {
     assert_eq!(index.memory_bytes(), alone);
 }
 
+/// Found by reading: of what was merged the parts that are left counted, and not the buffers that
+/// they keep.
+#[test]
+fn what_is_merged_counts_with_all_the_memory_that_it_keeps() {
+    const BUFFER: usize = 1 << 20;
+    let mut index = Index::new(0, 1);
+    let write = |offset, len| Change::write(offset, Data::new(vec![1; len]));
+    for seq in 1..=10 {
+        let at = seq * 2 * BUFFER as u64;
+        // Of each buffer the first and the last byte are left.
+        let changes = [write(at, BUFFER), write(at + 1, BUFFER - 2)];
+        index.insert(2 * seq - 1, &changes).unwrap();
+        let zero = Change {
+            offset: at + 1,
+            len: BUFFER as u64 - 2,
+            what: What::Zero,
+        };
+        index.insert(2 * seq, &[zero]).unwrap();
+    }
+    index.merge();
+    let kept = index.memory_bytes();
+    assert!((10 << 20..11 << 20).contains(&kept), "{kept}");
+}
+
+#[test]
+fn parts_of_one_buffer_count_as_that_buffer_until_the_last_is_gone() {
+    let mut index = Index::new(0, 1 << 30);
+    let all = Data::new(vec![1; 1000]);
+    let parts = [0, 500].map(|at| Change::write(at as u64, all.slice(at..at + 100)));
+    index.insert(1, &parts).unwrap();
+    let both = index.memory_bytes();
+    assert!((1000..1400).contains(&both), "{both}");
+    let zero = |offset| Change {
+        offset,
+        len: 100,
+        what: What::Zero,
+    };
+    index.insert(2, &[zero(0)]).unwrap();
+    assert!(index.memory_bytes() >= 1000);
+    index.insert(3, &[zero(500)]).unwrap();
+    assert!(index.memory_bytes() < 400);
+}
+
 #[test]
 fn batches_can_be_on_their_way_one_behind_the_other() {
     let mut index = Index::new(0, 1);
