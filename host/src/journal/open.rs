@@ -81,10 +81,11 @@ pub(super) struct Site {
 
 impl Site {
     fn at(directory: &Path) -> Result<Self> {
+        let disk = Directory::open(directory).map_err(of_disk)?;
         Ok(Self {
-            disk: Directory::open(directory).map_err(of_disk)?,
-            host: place::machine(directory)?,
+            host: place::machine(&*disk)?,
             boot: place::boot()?,
+            disk,
         })
     }
 

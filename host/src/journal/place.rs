@@ -1,8 +1,11 @@
 //! Where journals are, and on which machine.
 
 use std::ffi::OsString;
+use std::io::{self, ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nbd_rs_journal::disk::Disk;
 use nbd_rs_journal::uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
@@ -11,6 +14,11 @@ const MACHINE_ID: &str = "/etc/machine-id";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Stands in the place of a machine's identity where it has none.
 const OWN_MACHINE_ID: &str = "machine-id";
+const OWN_MACHINE_NEW: &str = "machine-id.new";
+const OWN_MACHINE_LOCK: &str = "machine-id.lock";
+const UUID_CHARS: usize = 36;
+/// The lock is held for as long as a small file takes.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// The directory for journals if none was named, from the environment and the user's number:
 /// systemd's state directory, the system's for root, else the user's (XDG Base Directory).
@@ -60,14 +68,42 @@ fn read(path: &Path) -> Option<Uuid> {
 ///
 /// # Errors
 /// If it has none, and none can be kept there.
-pub(super) fn machine(directory: &Path) -> Result<Uuid> {
-    let beside = directory.join(OWN_MACHINE_ID);
-    if let Some(machine) = read(Path::new(MACHINE_ID)).or_else(|| read(&beside)) {
+pub(super) fn machine(disk: &dyn Disk) -> Result<Uuid> {
+    match read(Path::new(MACHINE_ID)) {
+        Some(machine) => Ok(machine),
+        None => {
+            beside(disk).map_err(|error| Error::os(&error, "keeping an identity of the machine"))
+        }
+    }
+}
+
+/// The identity that lies beside the journals. It is durable before any journal has it: with another
+/// one after a loss of power they would be refused. Of those who start at the same time one makes it.
+fn beside(disk: &dyn Disk) -> io::Result<Uuid> {
+    let _lock = loop {
+        match disk.lock(OWN_MACHINE_LOCK) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(LOCK_RETRY),
+            taken => break taken?,
+        }
+    };
+    let mut text = [0; UUID_CHARS];
+    let kept = disk
+        .open(OWN_MACHINE_ID)
+        .and_then(|file| file.read_at(0, &mut text));
+    if let Some(machine) = kept
+        .ok()
+        .and_then(|()| parse(std::str::from_utf8(&text).ok()?))
+    {
         return Ok(machine);
     }
-    let machine = random()?;
-    let written = std::fs::write(&beside, machine.to_string());
-    written.map_err(|error| Error::os(&error, format!("writing {}", beside.display())))?;
+    let machine = random().map_err(io::Error::other)?;
+    // One that a crash left.
+    let _ = disk.remove(OWN_MACHINE_NEW);
+    let file = disk.create(OWN_MACHINE_NEW)?;
+    file.write_at(0, &[IoSlice::new(machine.to_string().as_bytes())])?;
+    file.sync_all()?;
+    disk.rename(OWN_MACHINE_NEW, OWN_MACHINE_ID)?;
+    disk.sync()?;
     Ok(machine)
 }
 
@@ -87,6 +123,8 @@ fn random() -> Result<Uuid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nbd_rs_journal::disk::Directory;
+    use nbd_rs_recorder_disk::{Image, Recorder};
 
     #[test]
     fn journals_are_in_the_state_directory() {
@@ -135,7 +173,27 @@ mod tests {
     #[test]
     fn a_machine_without_an_identity_keeps_one_beside_its_journals() {
         let directory = tempfile::tempdir().unwrap();
-        let first = machine(directory.path()).unwrap();
-        assert_eq!(machine(directory.path()).unwrap(), first);
+        let disk = Directory::open(directory.path()).unwrap();
+        let first = beside(&*disk).unwrap();
+        assert_eq!(beside(&*disk).unwrap(), first);
+        // As it was written before it was synced, and by people.
+        let path = directory.path().join(OWN_MACHINE_ID);
+        assert_eq!(read(&path), Some(first));
+    }
+
+    /// Found by reading: it was not synced, and after a loss of power the machine was another one,
+    /// which all journals refused.
+    #[test]
+    fn c13_the_identity_of_a_machine_survives_a_loss_of_power() {
+        let disk = Recorder::start(Image::default());
+        let first = beside(&*disk.disk()).unwrap();
+        let left = Recorder::start(disk.power_cut_at_its_worst());
+        assert_eq!(beside(&*left.disk()).unwrap(), first);
+        // Cut off anywhere before, it is made anew.
+        for moment in 0..disk.moment() {
+            let left = disk.after_kill(moment);
+            let second = beside(&*left.disk()).unwrap();
+            assert_eq!(beside(&*left.disk()).unwrap(), second);
+        }
     }
 }
