@@ -152,6 +152,7 @@ fn gathering(args: &Serve) -> How {
         accept_lost_writes: gather.accept_lost_writes,
         moved: gather.journal_moved,
         takeover: args.takeover,
+        ..How::default()
     }
 }
 

@@ -12,7 +12,7 @@ use nbd_rs_journal::format::record::MAX_HEADER_BLOCKS;
 use nbd_rs_journal::index::{Piece, Source};
 use nbd_rs_plugin::{Body, ZeroFlags};
 
-use super::{blocking, care, of_disk, ship, Core, Mode, FLUSH_PATIENCE, UNIT_BYTES};
+use super::{care, of_disk, ship, Core, Mode, UNIT_BYTES};
 use crate::backend::Answer;
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
@@ -110,8 +110,9 @@ enum Appended {
 }
 
 impl Core {
-    /// Makes a change: at once, if nothing stands in the way.
-    pub(super) fn change(self: &Arc<Self>, change: Change, fua: bool) -> Answer<()> {
+    /// Makes a change: at once, if nothing stands in the way. The flags are FUA and FAST.
+    pub(super) fn change(self: &Arc<Self>, change: Change, flags: ZeroFlags) -> Answer<()> {
+        let fua = flags.has(ZeroFlags::FUA);
         let most = self.ring_bytes / RECORDS;
         if change.data().is_some() && change.len > most {
             let core = self.clone();
@@ -129,11 +130,11 @@ impl Core {
             }
         }
         let core = self.clone();
-        Answer::later(async move { core.change_when_possible(change, fua).await })
+        Answer::later(async move { core.change_when_possible(change, flags).await })
     }
 
     /// Makes a change that is too large for one record. Its parts are in order, and no promise holds
-    /// across units.
+    /// across units. They are copied: what is left of one would keep the memory of all.
     async fn change_in_parts(self: &Arc<Self>, change: Change, most: u64, fua: bool) -> Result<()> {
         let Some(data) = change.data() else {
             return Ok(());
@@ -142,9 +143,9 @@ impl Core {
         let mut at = change.offset;
         while at < end {
             let until = end.min((at + most) / UNIT_BYTES * UNIT_BYTES);
-            let part = data.slice((at - change.offset) as usize..(until - change.offset) as usize);
-            let part = Change::write(at, part);
-            self.change_when_possible(part, false).await?;
+            let part = &data[(at - change.offset) as usize..(until - change.offset) as usize];
+            let part = Change::write(at, Data::new(part.to_vec()));
+            self.change_when_possible(part, ZeroFlags::NONE).await?;
             at = until;
         }
         match fua {
@@ -161,7 +162,12 @@ impl Core {
             && self.ledger.is_held()
     }
 
-    async fn change_when_possible(self: &Arc<Self>, change: Change, fua: bool) -> Result<()> {
+    async fn change_when_possible(
+        self: &Arc<Self>,
+        change: Change,
+        flags: ZeroFlags,
+    ) -> Result<()> {
+        let fua = flags.has(ZeroFlags::FUA);
         let mut progress = self.progress.subscribe();
         let began = Instant::now();
         if let Some(pressure) = self.unshipped.pressure() {
@@ -173,6 +179,7 @@ impl Core {
         loop {
             self.ledger.held().await?;
             let now = progress.borrow_and_update().clone();
+            now.check()?;
             // What frees space on a full store is let through.
             let needs_space = change.data().is_some();
             if let Some(full) = now.failure.as_ref().filter(|_| needs_space) {
@@ -190,9 +197,10 @@ impl Core {
                     }
                 }
                 Mode::Journal => self.no_room(now.failure, began)?,
-                Mode::Past => return self.pass(&change, fua).await,
+                Mode::Past => return self.pass(&change, flags).await,
                 Mode::Draining => {
-                    if let Some(failure) = now.failure.filter(|_| began.elapsed() > FLUSH_PATIENCE)
+                    if let Some(failure) =
+                        now.failure.filter(|_| began.elapsed() > self.timing.flush)
                     {
                         return Err(failure);
                     }
@@ -206,7 +214,7 @@ impl Core {
     /// if that is all there is, nobody waits for ever.
     fn no_room(&self, failure: Option<Error>, waiting_since: Instant) -> Result<()> {
         self.wake.notify_one();
-        let has_patience = waiting_since.elapsed() < FLUSH_PATIENCE;
+        let has_patience = waiting_since.elapsed() < self.timing.flush;
         let refusal = failure.filter(|failure| care::is_final(failure) && !has_patience);
         refusal.map_or(Ok(()), Err)
     }
@@ -264,10 +272,17 @@ impl Core {
         if before + bytes < AHEAD_BYTES {
             return;
         }
+        let Ok(turn) = self.sync_turn.clone().try_lock_owned() else {
+            return;
+        };
         self.ahead_bytes.store(0, Ordering::Relaxed);
         let core = self.clone();
+        let sync = move || {
+            let _turn = turn;
+            core.journal.sync()
+        };
         // Whoever needs the sync asks again, and is told if it failed.
-        drop(runtime::handle().spawn_blocking(move || core.journal.sync()));
+        drop(runtime::handle().spawn_blocking(sync));
     }
 
     /// Puts what waits of these ranges behind all other records, so that those before it can be
@@ -296,22 +311,19 @@ impl Core {
     }
 
     /// Makes a change past the journal.
-    async fn pass(&self, change: &Change, fua: bool) -> Result<()> {
-        let passed = self.apply(change, fua).await;
+    async fn pass(&self, change: &Change, flags: ZeroFlags) -> Result<()> {
+        let passed = self.apply(change, flags).await;
         self.went_past.fetch_add(1, Ordering::AcqRel);
         passed
     }
 
     /// Makes a change of the volume itself.
-    pub(super) async fn apply(&self, change: &Change, fua: bool) -> Result<()> {
-        let flags = match fua {
-            true => ZeroFlags::FUA,
-            false => ZeroFlags::NONE,
-        };
+    pub(super) async fn apply(&self, change: &Change, flags: ZeroFlags) -> Result<()> {
         let answer = match &change.what {
             What::Data(data) => {
                 let body = Body::One(nbd_rs_plugin::Bytes::from_owner(data.clone()));
-                self.volume.write(change.offset, body, fua)
+                self.volume
+                    .write(change.offset, body, flags.has(ZeroFlags::FUA))
             }
             // What is left of a trim when later writes have cut it need not be whole units any
             // more, and has to be zero all the same.
@@ -322,13 +334,17 @@ impl Core {
 
     /// Zeros that take space: the volume has to say whether there is some, so they go past the
     /// journal. What waits goes first, and the journal knows durably that it did: a restart must
-    /// not bring back what was in the range.
+    /// not bring back what was in the range. That is never fast.
     pub(super) fn allocate(
         self: &Arc<Self>,
         offset: u64,
         len: u64,
         flags: ZeroFlags,
     ) -> Answer<()> {
+        if flags.has(ZeroFlags::FAST) {
+            let text = "what waits in the journal has to be in the store first";
+            return Answer::Ready(Err(Error::new(Kind::Unsupported, text)));
+        }
         let core = self.clone();
         Answer::later(async move {
             loop {
@@ -338,7 +354,7 @@ impl Core {
                 }
                 let seq = core.journal.last_seq();
                 core.stored(seq).await?;
-                let told = blocking(&core, move |journal| journal.shipped(seq)).await;
+                let told = core.note_shipped(seq).await;
                 // One that has failed keeps that in memory alone.
                 if told.is_ok() && core.journal.failure().is_none() {
                     break;
@@ -353,10 +369,11 @@ impl Core {
     /// Waits until it is decided whether changes go into the journal or past it.
     async fn settled(&self) -> Result<()> {
         let mut progress = self.progress.subscribe();
-        let end = Instant::now() + FLUSH_PATIENCE;
+        let end = Instant::now() + self.timing.flush;
         loop {
             let has_failed = self.journal.failure().is_some();
             let now = progress.borrow_and_update().clone();
+            now.check()?;
             match now.mode {
                 Mode::Journal if !has_failed => return Ok(()),
                 Mode::Past => return Ok(()),

@@ -9,14 +9,12 @@ use nbd_rs_journal::error::Kind as JournalKind;
 use nbd_rs_journal::Journal;
 use tokio::task::JoinHandle;
 
-use super::{blocking, Core, FlushTo, Mode};
+use super::{blocking, on_disk, Core, FlushTo, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 
 /// The journal's disk is tried again so often.
 const DISK_RETRY: Duration = Duration::from_secs(5);
-/// A close waits so long for the store, where a flush does not.
-const CLOSE_TIME: Duration = Duration::from_secs(20);
 
 /// Whether the store may take the same later, without anybody doing anything.
 pub(super) fn may_pass(error: &Error) -> bool {
@@ -38,12 +36,14 @@ pub(super) fn is_final(error: &Error) -> bool {
 /// the journal is not needed, changes go to it directly. A journal that comes back, or what a
 /// restart finds of it, must not undo them.
 pub(super) async fn go_past(core: &Arc<Core>) -> Result<()> {
-    {
-        // Whoever is in the middle of appending comes first.
+    // Whoever is in the middle of appending comes first.
+    let drain = |core: &Arc<Core>| {
         let _alone = core.order.write().unwrap_or_else(PoisonError::into_inner);
         core.progress
             .send_modify(|progress| progress.mode = Mode::Draining);
-    }
+        Ok(())
+    };
+    blocking(core, drain).await?;
     core.unshipped.merge();
     core.ship_all(true).await?;
     let seq = core.journal.last_seq();
@@ -63,7 +63,7 @@ pub(super) async fn go_past(core: &Arc<Core>) -> Result<()> {
 /// The volume could not be given everything. Perhaps the journal's disk works again: then nothing has
 /// gone past it, and what the store has is known to it.
 pub(super) async fn go_on(core: &Arc<Core>) -> Result<()> {
-    if blocking(core, Journal::retry).await.is_err() {
+    if on_disk(core, Journal::retry).await.is_err() {
         return go_past(core).await;
     }
     let in_store_seq = core.in_store_seq.load(Ordering::Acquire);
@@ -82,7 +82,7 @@ pub(super) async fn come_back(core: &Arc<Core>) -> Result<()> {
     if core.closing.load(Ordering::Acquire) {
         return Ok(());
     }
-    if let Err(error) = blocking(core, Journal::retry).await {
+    if let Err(error) = on_disk(core, Journal::retry).await {
         tracing::debug!("the journal's disk still fails: {error}");
         return Ok(());
     }
@@ -98,21 +98,18 @@ pub(super) async fn come_back(core: &Arc<Core>) -> Result<()> {
 pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> Result<()> {
     core.closing.store(true, Ordering::Release);
     core.wake.notify_one();
-    if let Some(mut shipper) = shipper {
-        // It ends by itself after what is under way.
-        if runtime::timeout(CLOSE_TIME, &mut shipper).await.is_err() {
-            shipper.abort();
-        }
-    }
+    let is_quiet = end(core, shipper).await;
+    let died = core.progress.borrow().check();
+    let may_ship = is_quiet && died.is_ok();
     let is_used = core.mode() == Mode::Journal && core.journal.failure().is_none();
     let closed = match core.mode() {
-        _ if is_used => close_journal(core).await,
+        _ if is_used => close_journal(core, may_ship).await,
         Mode::Past => Ok(()),
-        Mode::Journal | Mode::Draining => close_without(core).await,
+        Mode::Journal | Mode::Draining => close_without(core, may_ship).await,
     };
     let (closed, told) = match closed {
         Ok(()) if is_used => (Ok(()), tell_the_end(core).await),
-        Err(_) if is_used && has_failed(core) => (close_without(core).await, Ok(())),
+        Err(_) if is_used && has_failed(core) => (close_without(core, may_ship).await, Ok(())),
         closed => (closed, Ok(())),
     };
     let given_back = core.volume.close().await.and(told);
@@ -121,10 +118,28 @@ pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> 
         // All that a flush means is done here: what the store could not be told waits with the rest.
         Err(error) if is_local && !core.owes_a_flush() && error.kind != Kind::Fenced => {
             tracing::warn!("the volume could not be given back: {error}");
-            closed
+            died.and(closed)
         }
-        given_back => given_back.and(closed),
+        given_back => given_back.and(died).and(closed),
     }
+}
+
+/// Ends the shipper. Whether nothing that it sent is under way any more; what is may come late, so
+/// nothing must be sent behind it then.
+pub(super) async fn end(core: &Core, shipper: Option<JoinHandle<()>>) -> bool {
+    if let Some(mut shipper) = shipper {
+        // It ends by itself after what is under way.
+        if runtime::timeout(core.timing.close, &mut shipper)
+            .await
+            .is_err()
+        {
+            shipper.abort();
+            // It may be in the middle of something. After this it marks nothing as shipped.
+            let _ = shipper.await;
+        }
+    }
+    let ended = runtime::timeout(core.timing.sent, core.round.lock()).await;
+    ended.is_ok()
 }
 
 /// Whether the journal's disk failed; a closed one did not.
@@ -134,21 +149,21 @@ fn has_failed(core: &Core) -> bool {
 }
 
 /// The journal's disk has failed: the volume gets everything now, and says so.
-async fn close_without(core: &Arc<Core>) -> Result<()> {
-    let given_up = |_| {
-        Error::new(
-            Kind::Timeout,
-            "the journal's disk failed, and the store is slow",
-        )
+async fn close_without(core: &Arc<Core>, may_ship: bool) -> Result<()> {
+    let slow = || {
+        let text = "the journal's disk failed, and the store is slow";
+        Error::new(Kind::Timeout, text)
     };
-    runtime::timeout(CLOSE_TIME, go_past(core))
-        .await
-        .map_err(given_up)?
+    if !may_ship {
+        return Err(slow());
+    }
+    let gone_past = runtime::timeout(core.timing.close, go_past(core)).await;
+    gone_past.map_err(|_| slow())?
 }
 
-async fn close_journal(core: &Arc<Core>) -> Result<()> {
-    if core.flush_to == FlushTo::Local && !core.unshipped.is_empty() {
-        match runtime::timeout(CLOSE_TIME, core.ship_all(true)).await {
+async fn close_journal(core: &Arc<Core>, may_ship: bool) -> Result<()> {
+    if core.flush_to == FlushTo::Local && may_ship && !core.unshipped.is_empty() {
+        match runtime::timeout(core.timing.close, core.ship_all(true)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!("what is in the journal can't be shipped now: {error}")
@@ -156,7 +171,7 @@ async fn close_journal(core: &Arc<Core>) -> Result<()> {
             Err(_) => tracing::warn!("the store is slow: it does not get all of the journal now"),
         }
     }
-    blocking(core, Journal::close).await
+    on_disk(core, Journal::close).await
 }
 
 /// The volume hears whether writes go on waiting in the journal that was closed.

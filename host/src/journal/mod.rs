@@ -40,10 +40,9 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::ledger::Ledger;
 use crate::layout::Layout;
 use crate::runtime;
+use open::Timing;
 use unshipped::Unshipped;
 
-/// A flush waits so long for a store that does not answer.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(30);
 /// Parts of one read that are fetched from the volume at the same time.
 const AT_ONCE: usize = 16;
 /// Contract C2: what a crash leaves whole.
@@ -72,6 +71,7 @@ struct Core {
     journal: Journal,
     unshipped: Unshipped,
     flush_to: FlushTo,
+    timing: Timing,
     progress: watch::Sender<Progress>,
     /// Somebody has something for the shipper.
     wake: Notify,
@@ -91,9 +91,16 @@ struct Core {
     ring_bytes: u64,
     /// Rounds of the shipper that have begun.
     rounds: AtomicU64,
+    /// Changes that the volume has answered.
+    answers: AtomicU64,
+    /// Held by a round, and by all that it sent: nothing is sent beside what an earlier one left.
+    round: Arc<tokio::sync::Mutex<()>>,
+    /// Held by whoever has the journal synced.
+    sync_turn: Arc<tokio::sync::Mutex<()>>,
     /// Bytes appended since a sync was last begun ahead of the shipper.
     ahead_bytes: AtomicU64,
     /// Held to append, and alone by who puts changes that could not be shipped behind all others.
+    /// Both write to the disk meanwhile, so nobody takes it on the runtime's own thread.
     order: RwLock<()>,
 }
 
@@ -108,7 +115,19 @@ struct Progress {
     failure: Option<Error>,
     /// Which round that was.
     failed_round: u64,
+    /// The shipper has panicked, and that is the failure.
+    is_dead: bool,
     mode: Mode,
+}
+
+impl Progress {
+    /// Goes on while there is a shipper.
+    fn check(&self) -> Result<()> {
+        match self.failure.as_ref().filter(|_| self.is_dead) {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -139,15 +158,23 @@ fn of_disk(error: nbd_rs_journal::error::Error) -> Error {
     }
 }
 
-/// Does what blocks on the journal's disk, elsewhere.
+/// Does what blocks, elsewhere.
 async fn blocking<T: Send + 'static>(
+    core: &Arc<Core>,
+    call: impl FnOnce(&Arc<Core>) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let core = core.clone();
+    let task = runtime::handle().spawn_blocking(move || call(&core));
+    let given_up = |_| Error::new(Kind::Io, "a call of the journal was given up");
+    task.await.map_err(given_up)?
+}
+
+/// Does what blocks on the journal's disk, elsewhere.
+async fn on_disk<T: Send + 'static>(
     core: &Arc<Core>,
     call: impl FnOnce(&Journal) -> nbd_rs_journal::error::Result<T> + Send + 'static,
 ) -> Result<T> {
-    let core = core.clone();
-    let task = runtime::handle().spawn_blocking(move || call(&core.journal));
-    let given_up = |_| Error::new(Kind::Io, "a call of the journal was given up");
-    task.await.map_err(given_up)?.map_err(of_disk)
+    blocking(core, move |core| call(&core.journal).map_err(of_disk)).await
 }
 
 impl Journaled {
@@ -167,6 +194,7 @@ impl Journaled {
 
 impl Drop for Journaled {
     /// Without [`close`](Layout::close) it is as after a crash: what is acknowledged is in the file.
+    /// What was sent may still arrive, and nobody marks it as shipped.
     fn drop(&mut self) {
         if let Some(shipper) = self.shipper() {
             shipper.abort();
@@ -183,12 +211,13 @@ impl Core {
     async fn stored(&self, seq: u64) -> Result<()> {
         let mut progress = self.progress.subscribe();
         let rounds = self.rounds.load(Ordering::Acquire);
-        let end = Instant::now() + FLUSH_PATIENCE;
+        let end = Instant::now() + self.timing.flush;
         self.wanted_seq.fetch_max(seq, Ordering::Relaxed);
         self.wake.notify_one();
         loop {
             {
                 let now = progress.borrow_and_update();
+                now.check()?;
                 if now.stored_seq >= seq {
                     return Ok(());
                 }
@@ -210,6 +239,30 @@ impl Core {
         }
     }
 
+    /// Makes record `seq` and all before it durable in the journal. One syncs at a time, in one
+    /// thread, however many wait; most of them find that it was done for them as well.
+    async fn synced(self: &Arc<Self>, seq: u64) -> Result<()> {
+        let turn = self.sync_turn.clone().lock_owned().await;
+        if self.journal.durable_seq() >= seq {
+            return Ok(());
+        }
+        let sync = move |journal: &Journal| {
+            let _turn = turn;
+            journal.sync()
+        };
+        on_disk(self, sync).await
+    }
+
+    /// The journal notes durably that the store has everything up to record `seq`.
+    async fn note_shipped(self: &Arc<Self>, seq: u64) -> Result<()> {
+        let turn = self.sync_turn.clone().lock_owned().await;
+        let note = move |journal: &Journal| {
+            let _turn = turn;
+            journal.shipped(seq).map(drop)
+        };
+        on_disk(self, note).await
+    }
+
     /// Everything acknowledged before the call is at the declared level.
     async fn flush(self: &Arc<Self>) -> Result<()> {
         self.durable(self.journal.last_seq(), true).await
@@ -223,11 +276,12 @@ impl Core {
     /// Record `seq` and all before it are at the declared level; with `all`, what went past the
     /// journal, too.
     async fn durable(self: &Arc<Self>, seq: u64, all: bool) -> Result<()> {
+        self.progress.borrow().check()?;
         self.ledger.held().await?;
         let went_past = self.went_past.load(Ordering::Acquire);
         let is_local = self.flush_to == FlushTo::Local
             && self.mode() == Mode::Journal
-            && blocking(self, Journal::sync).await.is_ok();
+            && self.synced(seq).await.is_ok();
         let was_stored = self.progress.borrow().stored_seq >= seq;
         if !is_local && !was_stored {
             self.stored(seq).await?;
@@ -353,7 +407,7 @@ impl Layout for Journaled {
         self.core.volume.size()
     }
 
-    /// To zero is to append a record, so it is always fast.
+    /// To zero is to append a record, which is fast; past the journal the volume says whether it is.
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.core.volume.capabilities();
         capabilities.flags = capabilities.flags.with(CapabilityFlags::FAST_ZERO);
@@ -366,7 +420,11 @@ impl Layout for Journaled {
 
     fn write(&self, offset: u64, body: Body, fua: bool) -> Answer<()> {
         let change = Change::write(offset, append::kept(&body));
-        self.core.change(change, fua)
+        let flags = match fua {
+            true => ZeroFlags::FUA,
+            false => ZeroFlags::NONE,
+        };
+        self.core.change(change, flags)
     }
 
     fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Answer<()> {
@@ -391,7 +449,7 @@ impl Layout for Journaled {
             len: range.end - range.start,
             what,
         };
-        self.core.change(change, fua)
+        self.core.change(change, flags.without(ZeroFlags::TRIM))
     }
 
     fn extents(&self, offset: u64, len: u64, limit: u32) -> Answer<Vec<Extent>> {

@@ -56,6 +56,30 @@ pub struct How {
     pub moved: bool,
     /// The volume was taken from a server that may still live.
     pub takeover: bool,
+    /// How long it has patience.
+    pub timing: Timing,
+}
+
+/// How long things take at the most while the store, or the journal's disk, does not answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// A flush.
+    pub flush: Duration,
+    /// To ship at the end what waits; where a flush does not wait for the store, to ship it after
+    /// all.
+    pub close: Duration,
+    /// What was sent before the end, on top of that.
+    pub sent: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            flush: Duration::from_secs(30),
+            close: Duration::from_secs(20),
+            sent: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Default for How {
@@ -67,6 +91,7 @@ impl Default for How {
             accept_lost_writes: false,
             moved: false,
             takeover: false,
+            timing: Timing::default(),
         }
     }
 }
@@ -281,6 +306,7 @@ async fn start(
         journal,
         unshipped,
         flush_to: how.flush_to,
+        timing: how.timing,
         progress: watch::Sender::new(progress),
         wake: Notify::new(),
         wanted_seq: AtomicU64::new(0),
@@ -292,6 +318,9 @@ async fn start(
         told: Mutex::new((Instant::now(), shipped_seq)),
         ring_bytes,
         rounds: AtomicU64::new(0),
+        answers: AtomicU64::new(0),
+        round: Arc::default(),
+        sync_turn: Arc::default(),
         ahead_bytes: AtomicU64::new(0),
         order: RwLock::default(),
     });

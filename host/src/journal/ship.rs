@@ -3,16 +3,19 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, FutureExt};
 use nbd_rs_journal::index::Batch;
-use nbd_rs_journal::Journal;
+use nbd_rs_plugin::ZeroFlags;
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinError;
 
-use super::{blocking, care, of_disk, Core, Mode};
+use super::{blocking, care, on_disk, Core, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
 
@@ -37,10 +40,22 @@ struct Put {
     why: Option<Error>,
 }
 
+/// See [`Core`]. It is over when the last of these is gone.
+type Round = Arc<OwnedMutexGuard<()>>;
 type UnderWay = Pin<Box<dyn Future<Output = Result<Put>> + Send>>;
 
-/// Ships until the volume is closed or lost.
+/// Ships until the volume is closed or lost. If that ends in a panic nothing is shipped any more, and
+/// all who wait for it are told.
 pub(super) async fn run(core: Arc<Core>) {
+    let shipping = AssertUnwindSafe(ship(&core)).catch_unwind();
+    if let Err(payload) = shipping.await {
+        // The panic itself was printed where it happened; a payload's drop might panic, too.
+        std::mem::forget(payload);
+        core.died();
+    }
+}
+
+async fn ship(core: &Arc<Core>) {
     while !core.closing.load(Ordering::Acquire) {
         let used_bytes = core.journal.usage().used_bytes;
         let ended = match core.mode() {
@@ -49,11 +64,11 @@ pub(super) async fn run(core: Arc<Core>) {
                     core.wait_until_due().await;
                     continue;
                 }
-                core.ship_all(false).await
+                core.watched(core.ship_all(false)).await
             }
-            Mode::Journal => care::go_past(&core).await,
-            Mode::Draining => care::go_on(&core).await,
-            Mode::Past => care::come_back(&core).await,
+            Mode::Journal => core.watched(care::go_past(core)).await,
+            Mode::Draining => core.watched(care::go_on(core)).await,
+            Mode::Past => care::come_back(core).await,
         };
         match ended {
             Ok(()) => {}
@@ -118,8 +133,7 @@ impl Core {
                 // Nobody's sync comes along: then a restart would send all of it again.
                 let came = runtime::timeout(AGE, self.wake.notified()).await;
                 if came.is_err() {
-                    let told = blocking(self, move |journal| journal.shipped(stored_seq)).await;
-                    if let Err(error) = told {
+                    if let Err(error) = self.note_shipped(stored_seq).await {
                         tracing::warn!("the journal was not told how far the store is: {error}");
                     }
                 }
@@ -199,9 +213,44 @@ impl Core {
         in_a_row
     }
 
+    /// Waits for a round, however long it takes: nothing may be sent again while it is under way. If
+    /// the volume answers nothing for too long those who wait are told, as after a round that failed.
+    async fn watched(&self, round: impl Future<Output = Result<()>>) -> Result<()> {
+        let mut round = std::pin::pin!(round);
+        loop {
+            let answers = self.answers.load(Ordering::Relaxed);
+            if let Ok(ended) = runtime::timeout(self.timing.flush, round.as_mut()).await {
+                return ended;
+            }
+            if self.answers.load(Ordering::Relaxed) == answers {
+                self.rounds.fetch_add(1, Ordering::AcqRel);
+                let text = format!(
+                    "neither the store nor the journal's disk has answered for {:?}",
+                    self.timing.flush
+                );
+                self.failed(Error::new(Kind::Timeout, text));
+            }
+        }
+    }
+
+    /// Nothing is shipped any more. What was acknowledged is in the journal.
+    fn died(&self) {
+        let text = "changes are not sent to the store any more, for a bug in nbd-rs: start the server again, which sends what waits in the journal";
+        tracing::error!("{text}");
+        self.progress.send_modify(|progress| {
+            progress.failure = Some(Error::new(Kind::Panic, text));
+            progress.is_dead = true;
+        });
+    }
+
     /// Ships a batch and all that are ready behind it; with `all` what could still grow, too. After
     /// a failure nothing is under way, and what is left becomes one batch.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] if this was called before and not waited for, and what it sent is under way.
     pub(super) async fn ship_all(self: &Arc<Self>, all: bool) -> Result<()> {
+        let busy = |_| Error::new(Kind::Busy, "the store is still at work on earlier changes");
+        let round = Arc::new(self.round.clone().try_lock_owned().map_err(busy)?);
         self.rounds.fetch_add(1, Ordering::AcqRel);
         if self.progress.borrow().failures > 0 {
             // Nothing is under way, and what came later may mend what was refused.
@@ -221,7 +270,7 @@ impl Core {
                     break;
                 }
                 sent = batch.seq;
-                under_way.push_back((batch.clone(), self.send(batch)));
+                under_way.push_back((batch.clone(), self.send(batch, round.clone())));
             }
             let Some((_, first)) = under_way.pop_front() else {
                 return refused.map_or(Ok(()), Err);
@@ -238,13 +287,20 @@ impl Core {
         }
     }
 
-    /// Sends a batch in a task of its own.
-    fn send(self: &Arc<Self>, batch: Batch) -> UnderWay {
+    /// Sends a batch in a task of its own, which comes to its end also when nobody waits for it any
+    /// more.
+    fn send(self: &Arc<Self>, batch: Batch, round: Round) -> UnderWay {
         let core = self.clone();
-        let task = runtime::handle().spawn(async move { core.put(batch).await });
+        let task = runtime::handle().spawn(async move {
+            let _round = round;
+            core.put(batch).await
+        });
         Box::pin(async move {
-            let given_up = |_| Error::new(Kind::Io, "a batch was given up");
-            task.await.map_err(given_up)?
+            match task.await.map_err(JoinError::try_into_panic) {
+                Ok(put) => put,
+                Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                Err(Err(_)) => Err(Error::new(Kind::Io, "a batch was given up")),
+            }
         })
     }
 
@@ -253,9 +309,13 @@ impl Core {
     async fn put(self: &Arc<Self>, batch: Batch) -> Result<Put> {
         let has_failed = self.journal.failure().is_some();
         if self.journal.durable_seq() < batch.seq && !has_failed {
-            blocking(self, Journal::sync).await?;
+            self.synced(batch.seq).await?;
         }
-        let applied = batch.changes.iter().map(|change| self.apply(change, false));
+        let applied = batch.changes.iter().map(|change| async {
+            let result = self.apply(change, ZeroFlags::NONE).await;
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            result
+        });
         let results = join_all(applied).await;
         let mut put = Put {
             seq: batch.seq,
@@ -280,10 +340,7 @@ impl Core {
         self.volume.flush().await?;
         if let Some(error) = put.why {
             // They stay, and so does the reason not to call anything since then flushed.
-            let core = self.clone();
-            let again = runtime::handle().spawn_blocking(move || core.append_again(&put.refused));
-            let given_up = |_| Error::new(Kind::Io, "appending to the journal was given up");
-            match again.await.map_err(given_up)?? {
+            match blocking(self, move |core| core.append_again(&put.refused)).await? {
                 Some(seq) => self.refused_seq.store(seq, Ordering::Release),
                 None => return Err(error),
             }
@@ -297,9 +354,9 @@ impl Core {
         if is_safe && put.seq >= self.refused_seq.load(Ordering::Acquire) {
             self.succeeded(put.seq);
         }
-        let usage = self.journal.note_shipped(put.seq).map_err(of_disk)?;
+        let usage = on_disk(self, move |journal| journal.note_shipped(put.seq)).await?;
         if usage.used_bytes > usage.ring_bytes / ROOM {
-            blocking(self, move |journal| journal.shipped(put.seq)).await?;
+            self.note_shipped(put.seq).await?;
         }
         // There is room.
         self.progress.send_modify(|_| ());

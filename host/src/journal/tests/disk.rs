@@ -1,5 +1,7 @@
 //! The journal's disk fails, is full, or is somebody else's.
 
+use std::sync::mpsc;
+
 use nbd_rs_recorder_disk::Faults;
 
 use super::super::Mode;
@@ -213,7 +215,7 @@ fn c13_a_flush_past_a_failed_journal_waits_until_the_volume_says_so() {
         let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
         let shards = server.rig.hold("/shard/");
         write(&server.volume, 0, 1, 100).await.unwrap();
-        super::super::blocking(&server.volume.core, nbd_rs_journal::Journal::sync)
+        super::super::on_disk(&server.volume.core, nbd_rs_journal::Journal::sync)
             .await
             .unwrap();
         write(&server.volume, 0, 2, 100).await.unwrap();
@@ -302,4 +304,104 @@ async fn until_mode_while(
         assert!(ended.is_err(), "it has ended: {ended:?}");
     }
     panic!("it is in mode {:?}", server.volume.core.mode());
+}
+
+/// Found by reading: a new file was filled under the lock that the runtime's one thread took to see
+/// how full the journal is, and the heartbeats of all exports waited with it.
+#[test]
+fn c17_heartbeats_go_on_while_a_failed_disk_takes_its_time_with_a_new_file() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Local)).await;
+        let (made, begins) = mpsc::channel();
+        let (go, goes_on) = mpsc::channel::<()>();
+        disk.in_next_create(move || {
+            made.send(()).unwrap();
+            // Also if the test has failed.
+            let _ = goes_on.recv();
+        });
+        disk.fail(Faults {
+            syncs: 1,
+            ..Faults::default()
+        });
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        let flush = runtime::handle().spawn(server.volume.flush());
+        begins.recv().unwrap();
+        for _ in 0..10 {
+            // The shipper looks at the journal, and then it is the turn of the others.
+            server.volume.core.wake.notify_one();
+            let (core, (told, tells)) = (server.volume.core.clone(), mpsc::channel());
+            runtime::handle().spawn(async move {
+                let usage = core.journal.usage();
+                core.ledger.held().await.unwrap();
+                let _ = told.send((core.journal.ticket(), usage));
+            });
+            let answer = tells.recv_timeout(Duration::from_secs(20));
+            answer.expect("the runtime's thread waits for the disk");
+        }
+        go.send(()).unwrap();
+        flush.await.unwrap().unwrap();
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [1; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+/// Found by reading: each flush took a thread, and with as many as there are nothing else that
+/// blocks was done any more.
+#[test]
+fn c04_one_thread_syncs_however_many_local_flushes_wait() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Local)).await;
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        let (made, begins) = mpsc::channel();
+        let (go, goes_on) = mpsc::channel::<()>();
+        disk.in_next_sync(move || {
+            made.send(()).unwrap();
+            let _ = goes_on.recv();
+        });
+        let before = disk.syncs();
+        let flush = |_| runtime::handle().spawn(server.volume.flush());
+        let flushes: Vec<_> = (0..300).map(flush).collect();
+        begins.recv().unwrap();
+        // Behind this one all of them wait.
+        runtime::handle().spawn(async {}).await.unwrap();
+        let (told, tells) = mpsc::channel();
+        runtime::handle().spawn_blocking(move || told.send(()));
+        let answer = tells.recv_timeout(Duration::from_secs(20));
+        answer.expect("there is a thread for others");
+        go.send(()).unwrap();
+        for flush in flushes {
+            flush.await.unwrap().unwrap();
+        }
+        assert_eq!(disk.syncs() - before, 1);
+        server.volume.close().await.unwrap();
+    });
+}
+
+/// Found by reading: past a failed journal zeros were written out although they had to be fast.
+#[test]
+fn c09_fast_zeros_are_fast_or_refused_without_the_journal_too() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        write(&server.volume, 0, 1, 2 * SHARD).await.unwrap();
+        // These go to the store, behind all that waits.
+        let flags = ZeroFlags::FAST | ZeroFlags::NO_HOLE;
+        let slow = zero(&server.volume, 0, SHARD, flags).await;
+        assert_eq!(slow.unwrap_err().kind, Kind::Unsupported);
+        disk.fail(EVERYTHING_FAILS);
+        write(&server.volume, 0, 2, 100).await.unwrap();
+        until_mode(&server, Mode::Past).await;
+        let slow = zero(&server.volume, 0, 100, ZeroFlags::FAST).await;
+        assert_eq!(slow.unwrap_err().kind, Kind::Unsupported);
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [2; 100]);
+        zero(&server.volume, SHARD, SHARD, ZeroFlags::FAST)
+            .await
+            .unwrap();
+        assert_eq!(stored(&store, SHARD, 100).await, [0; 100]);
+        zero(&server.volume, 0, 100, ZeroFlags::NONE).await.unwrap();
+        assert_eq!(stored(&store, 0, 100).await, [0; 100]);
+        server.kill().await;
+    });
 }

@@ -4,6 +4,7 @@
 mod disk;
 mod power;
 mod random;
+mod shipper;
 mod store;
 
 use std::sync::{Arc, Weak};
