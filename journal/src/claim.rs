@@ -42,7 +42,7 @@ impl Claim {
     /// Before its records are read: whether the journal is the one that is meant.
     ///
     /// # Errors
-    /// [`Kind::Foreign`] with the reason.
+    /// [`Kind::Foreign`] or [`Kind::Moved`] with the reason.
     pub fn check(&self, superblock: &Superblock, identity: FileIdentity) -> Result<()> {
         let Self { volume, epoch, .. } = self;
         let journal = superblock.journal;
@@ -81,31 +81,35 @@ impl Claim {
         if self.moved {
             return Ok(());
         }
-        if superblock.host != self.host {
-            return refuse(format!(
-                "the journal was written on another machine ({}, this one is {}): say that it was moved, if it was",
+        let reason = if superblock.host != self.host {
+            format!(
+                "the journal was written on another machine ({}, this one is {})",
                 superblock.host, self.host
-            ));
-        }
-        if superblock.identity != identity {
-            return refuse(format!(
-                "the journal's file is a copy (inode {} was {}): say that it was moved, if the first one is gone",
+            )
+        } else if superblock.identity != identity {
+            format!(
+                "the journal's file is a copy (inode {} was {}), unless the first one is gone",
                 identity.inode, superblock.identity.inode
-            ));
-        }
-        Ok(())
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::Moved, reason))
     }
 
     /// After its records were read: whether they are all that the volume knows of.
     ///
     /// # Errors
-    /// [`Kind::Foreign`] with the reason.
+    /// [`Kind::Foreign`] or [`Kind::Unknown`] with the reason.
     pub fn check_records(&self, superblock: &Superblock, last_seq: u64) -> Result<()> {
         let volume = self.volume;
         match self.ticket {
-            None if last_seq > superblock.shipped_seq => refuse(format!(
-                "the journal has {} records that volume {volume} does not know of: it was served without them; discard the journal to go on",
-                last_seq - superblock.shipped_seq
+            None if last_seq > superblock.shipped_seq => Err(Error::new(
+                Kind::Unknown,
+                format!(
+                    "the journal has {} records that volume {volume} does not know of: it was served without this journal since, or they were given up",
+                    last_seq - superblock.shipped_seq
+                ),
             )),
             Some(ticket) if last_seq < ticket.shipped_seq && !ticket.passed_by => refuse(format!(
                 "the journal ends at record {last_seq} and the store has {}: it is an older copy, or its disk did not keep what it said",
@@ -221,13 +225,17 @@ mod tests {
                 IDENTITY,
                 "the volume is an older copy",
             ),
+        ];
+        let places = [
             (other_host, IDENTITY, "another machine"),
             (claim(), copy, "a copy (inode 9 was 1)"),
             (claim(), reborn, "a copy"),
         ];
-        for (claim, identity, reason) in tests {
+        let foreign = tests.map(|test| (test, Kind::Foreign)).into_iter();
+        let moved = places.map(|test| (test, Kind::Moved));
+        for ((claim, identity, reason), kind) in foreign.chain(moved) {
             let error = claim.check(&superblock(), identity).unwrap_err();
-            assert_eq!(error.kind, Kind::Foreign);
+            assert_eq!(error.kind, kind);
             assert!(error.message.contains(reason), "{error}");
             assert!(!error.message.contains('\n'));
         }
@@ -256,6 +264,7 @@ mod tests {
         };
         check(unknown, 10).unwrap();
         let error = check(unknown, 12).unwrap_err();
+        assert_eq!(error.kind, Kind::Unknown);
         assert!(error.message.contains("2 records that volume"), "{error}");
         unknown.check_absence().unwrap();
         assert_eq!(claim().check_absence().unwrap_err().kind, Kind::Missing);

@@ -8,8 +8,12 @@ use std::io;
 pub enum Kind {
     /// The volume says that writes wait in a journal, and it is not here.
     Missing,
-    /// A journal of something else: another volume, machine, time, or a copy.
+    /// A journal of something else: another volume, or another time.
     Foreign,
+    /// Written on another machine, or to another file: a copy, unless it was moved.
+    Moved,
+    /// Records wait in it that the volume does not know of: it was served without them.
+    Unknown,
     /// Written by a newer nbd-rs.
     Newer,
     /// What should be there is not, or is not what was written.

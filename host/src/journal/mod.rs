@@ -145,7 +145,9 @@ enum Mode {
 fn of_disk(error: nbd_rs_journal::error::Error) -> Error {
     let kind = match error.kind {
         JournalKind::Missing => Kind::NotFound,
-        JournalKind::Foreign | JournalKind::Invalid => Kind::Invalid,
+        JournalKind::Foreign | JournalKind::Moved | JournalKind::Unknown | JournalKind::Invalid => {
+            Kind::Invalid
+        }
         JournalKind::Newer => Kind::Unsupported,
         JournalKind::Damaged => Kind::Corrupt,
         JournalKind::InUse => Kind::Busy,

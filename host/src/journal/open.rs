@@ -199,12 +199,14 @@ async fn without(ledger: &dyn Ledger, how: &How) -> Result<()> {
     let Some(entry) = ledger.read().await? else {
         return Ok(());
     };
-    if !entry.ticket.passed_by {
-        if !how.accept_lost_writes {
-            return Err(elsewhere(&entry));
-        }
-        tracing::warn!("given up: writes that waited in {entry}");
+    if entry.ticket.passed_by {
+        // It stays said: whoever serves with that journal again must not ask what is in it.
+        return Ok(());
     }
+    if !how.accept_lost_writes {
+        return Err(elsewhere(&entry));
+    }
+    tracing::warn!("given up: writes that waited in {entry}");
     ledger.write(None).await
 }
 
@@ -237,7 +239,7 @@ async fn open_file(
     };
     match (error.kind, entry) {
         (JournalKind::Missing, Some(entry)) if !how.accept_lost_writes => Err(elsewhere(entry)),
-        (JournalKind::Missing | JournalKind::Foreign, _) if how.accept_lost_writes => {
+        (kind, _) if how.accept_lost_writes && is_given_up(kind) => {
             tracing::warn!("given up, with whatever waits there: {error}");
             nbd_rs_journal::discard(&*site.disk, claim.volume).map_err(of_disk)?;
             let claim = Claim {
@@ -250,18 +252,37 @@ async fn open_file(
             Kind::Busy,
             format!("{error}; it holds acknowledged writes of this volume: end that process first"),
         )),
-        (kind, _) if is_refusal(kind) => Err(of_disk(advised(error))),
-        _ => Err(of_disk(error)),
+        _ => Err(of_disk(advised(error, claim.volume, &how.place))),
     }
 }
 
-fn is_refusal(kind: JournalKind) -> bool {
-    matches!(kind, JournalKind::Foreign | JournalKind::Damaged)
+/// Whether --accept-lost-writes is about that.
+fn is_given_up(kind: JournalKind) -> bool {
+    use JournalKind::{Foreign, Missing, Moved, Unknown};
+    matches!(kind, Missing | Foreign | Moved | Unknown)
 }
 
-/// What can be done about a journal that is refused.
-fn advised(error: nbd_rs_journal::error::Error) -> nbd_rs_journal::error::Error {
-    let advice = "--journal-moved says that it was moved here, nbd-rs journal discard gives it up";
+/// What can be done about a journal that is refused, in its error.
+fn advised(
+    error: nbd_rs_journal::error::Error,
+    volume: Uuid,
+    place: &Place,
+) -> nbd_rs_journal::error::Error {
+    let directory = match place {
+        Place::At(path) => format!(" --journal {}", path.display()),
+        Place::Default | Place::None => String::new(),
+    };
+    let discard = format!("nbd-rs journal discard{directory} --force {volume}");
+    let advice = match error.kind {
+        JournalKind::Moved => {
+            format!("--journal-moved says that it was moved here, {discard} gives it up")
+        }
+        JournalKind::Unknown => {
+            format!("what waits here is older than what was written since: {discard} gives it up, and so does --accept-lost-writes")
+        }
+        JournalKind::Foreign | JournalKind::Damaged => format!("{discard} gives it up"),
+        _ => return error,
+    };
     nbd_rs_journal::error::Error {
         message: format!("{error} ({advice})"),
         ..error

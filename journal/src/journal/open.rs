@@ -64,8 +64,8 @@ impl Journal {
     /// owner, and stores [`ticket`](Self::ticket) before it acknowledges a write.
     ///
     /// # Errors
-    /// [`Kind::InUse`], [`Kind::Missing`], [`Kind::Foreign`], [`Kind::Newer`], [`Kind::Damaged`],
-    /// each with its reason; what the disk says. Nothing was changed then that matters.
+    /// [`Kind::InUse`], [`Kind::Missing`], [`Kind::Foreign`], [`Kind::Moved`], [`Kind::Unknown`],
+    /// [`Kind::Newer`], [`Kind::Damaged`], each with its reason; what the disk says. Nothing was changed then that matters.
     pub fn open(disk: Arc<dyn Disk>, claim: &Claim, options: &Options) -> Result<Opened> {
         check_size(options.ring_bytes)?;
         let lock = take_lock(&*disk, claim.volume)?;

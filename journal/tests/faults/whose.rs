@@ -121,7 +121,7 @@ fn f71_a_copy_and_an_older_state_are_refused() {
     std::fs::copy(stage.file(), &backup).unwrap();
     // Restored as another file.
     copy_over(&backup, &stage.file());
-    stage.refused(&claim(2, Some(ticket)), Kind::Foreign, "is a copy");
+    stage.refused(&claim(2, Some(ticket)), Kind::Moved, "is a copy");
     // The operator knows that the first one is gone.
     let moved = Claim {
         moved: true,
@@ -154,13 +154,13 @@ fn f71_journals_of_another_volume_machine_or_time_are_refused() {
         host: other,
         ..claim(2, Some(ticket))
     };
-    stage.refused(&elsewhere, Kind::Foreign, "another machine");
+    stage.refused(&elsewhere, Kind::Moved, "another machine");
     stage.refused(
         &claim(1, Some(ticket)),
         Kind::Foreign,
         "the volume is an older copy",
     );
-    stage.refused(&claim(2, None), Kind::Foreign, "discard the journal");
+    stage.refused(&claim(2, None), Kind::Unknown, "was served without this");
     let another = Ticket {
         journal: other,
         ..ticket

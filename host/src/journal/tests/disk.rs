@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use nbd_rs_recorder_disk::Faults;
 
+use super::super::open::{open, Place};
 use super::super::Mode;
 use super::*;
 use crate::error::Kind;
@@ -403,5 +404,67 @@ fn c09_fast_zeros_are_fast_or_refused_without_the_journal_too() {
         zero(&server.volume, 0, 100, ZeroFlags::NONE).await.unwrap();
         assert_eq!(stored(&store, 0, 100).await, [0; 100]);
         server.kill().await;
+    });
+}
+
+/// Serves once without a journal, and writes there.
+async fn serve_without(store: &Store, fill: u8, accept_lost_writes: bool) {
+    let rig = Rig::new(store);
+    let volume = manage::open(rig.chain(), sharded::how()).await.unwrap();
+    let how = How {
+        place: Place::None,
+        accept_lost_writes,
+        ..How::default()
+    };
+    let volume = open(Arc::new(volume), &how).await.unwrap();
+    let body = sharded::body(vec![fill; 100]);
+    volume.write(0, body, true).wait().await.unwrap();
+    volume.close().await.unwrap();
+}
+
+/// Found by reading: a start without a journal took away what the volume said of it, and the journal
+/// was refused later for what is in it, although the store has all of that.
+#[test]
+fn c12_a_journal_that_is_not_needed_is_not_refused_after_a_start_without_it() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        let held = server.rig.hold("/shard/");
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        disk.fail(EVERYTHING_FAILS);
+        drop(held);
+        server.volume.flush().await.unwrap();
+        until_mode(&server, Mode::Past).await;
+        server.kill().await;
+        serve_without(&store, 2, false).await;
+        let disk = disk.after_kill(disk.moment());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [2; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
+#[test]
+fn c12_a_journal_whose_writes_were_given_up_is_refused_with_what_helps() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        let _held = server.rig.hold("/shard/");
+        write(&server.volume, 0, 1, 100).await.unwrap();
+        server.kill().await;
+        serve_without(&store, 2, true).await;
+        let refused = Server::try_start(&store, &site(&disk, 1), &how(FlushTo::Remote)).await;
+        let refused = refused.err().expect("it would undo what was written since");
+        for words in ["journal discard --force", "--accept-lost-writes"] {
+            assert!(refused.message.contains(words), "{refused}");
+        }
+        assert!(!refused.message.contains("--journal-moved"), "{refused}");
+        let lost = How {
+            accept_lost_writes: true,
+            ..how(FlushTo::Remote)
+        };
+        let server = Server::start(&store, &disk, &lost).await;
+        assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [2; 100]);
+        server.volume.close().await.unwrap();
     });
 }
