@@ -73,23 +73,29 @@ fn is_legal(client: &mut Client, model: &mut Model) {
 }
 
 /// Starts it, compares all that it holds, writes and flushes everywhere, and stops it. A change that
-/// comes late comes once all was read.
+/// comes late comes while that is written.
 fn looks_right(place: &Place, model: &mut Model, last: Last) {
     let server = place.serve().start();
     let mut client = Client::unix(&server);
     is_legal(&mut client, model);
-    place.s3().deliver();
     if last != Last::Late {
         let all = client.read(0, UNITS * UNIT).expect("no errors");
         model.check_after_crash(&all);
     }
-    // It can be written everywhere, whatever the dead server left open.
-    for first in [0, SHARD, 66 * SHARD, 69 * SHARD] {
-        let (sent, payload) = model.send(first, 1, false);
-        assert_eq!(client.write(0, (first * UNIT) as u64, &payload), 0);
-        model.answer(first, 1, sent);
-    }
-    assert_eq!(client.flush(), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            place.s3().deliver();
+        });
+        // It can be written everywhere, whatever the dead server left open.
+        client.line.receive_within(Duration::from_secs(60));
+        for first in [0, SHARD, 66 * SHARD, 69 * SHARD] {
+            let (sent, payload) = model.send(first, 1, false);
+            assert_eq!(client.write(0, (first * UNIT) as u64, &payload), 0);
+            model.answer(first, 1, sent);
+        }
+        assert_eq!(client.flush(), 0);
+    });
     is_legal(&mut client, model);
     server.stop();
     let server = place.serve().start();

@@ -24,6 +24,8 @@ pub struct Timing {
     pub lease: Duration,
     /// So long a change waits for a heartbeat that is late.
     pub patience: Duration,
+    /// So long a delete whose answer nobody has may be on its way.
+    pub late: Duration,
 }
 
 impl Default for Timing {
@@ -32,6 +34,7 @@ impl Default for Timing {
             heartbeat: Duration::from_secs(3),
             lease: Duration::from_secs(10),
             patience: Duration::from_secs(30),
+            late: Duration::from_secs(10),
         }
     }
 }
@@ -54,6 +57,8 @@ pub(super) struct Lease {
     key: String,
     uuid: Uuid,
     timing: Timing,
+    /// When it was taken, since the boot.
+    taken: Duration,
     epoch: u64,
     /// The last epoch before that did not end in order, 0 if all did: late puts of that owner, and
     /// of those before it, may still arrive.
@@ -146,6 +151,7 @@ impl Lease {
             key,
             uuid,
             timing,
+            taken: process::since_boot(),
             sequence: AtomicU64::new(0),
             own: Mutex::new(own),
             valid_until_ms: AtomicU64::new(0),
@@ -156,6 +162,17 @@ impl Lease {
 
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Until when a delete that was sent by now, and whose answer nobody has, may still arrive; in
+    /// time since the boot.
+    pub(super) fn late_deletes_end(&self) -> Duration {
+        process::since_boot() + self.timing.late
+    }
+
+    /// The same for deletes of earlier owners: since the volume was taken they sent none.
+    pub(super) fn earlier_deletes_end(&self) -> Duration {
+        self.taken + self.timing.late
     }
 
     /// A stamp that no put had before.

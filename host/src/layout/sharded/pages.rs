@@ -14,6 +14,7 @@ use super::frame::corrupt;
 use super::lease::Lease;
 use super::names::Names;
 use super::page::{GivenUp, Page, States};
+use super::ranges::Ranges;
 use super::reaper::Reaper;
 use super::state::{State, StatePage, PAGE_SHARDS};
 use super::store::{Store, Swapped};
@@ -264,12 +265,13 @@ impl Pages {
     /// leftovers, and go; intended shards that have one were put.
     fn sort_out(&self, writer: &Writer, page: &Page, objects: &HashMap<u64, u64>) {
         let mut states = page.write();
+        let mut leftovers = Ranges::default();
         for at in 0..page.shards {
             let object = objects.get(&at);
             match (states.target.get(at), object) {
                 (State::Never, Some(_)) => {
                     let shard = page.volume_shard(at);
-                    writer.reaper.release(shard..shard + 1);
+                    leftovers.insert(shard..shard + 1);
                 }
                 (State::Intended, None) => states.unlisted.insert(at),
                 (State::Intended, Some(&size)) if size == self.object_bytes() => {
@@ -282,6 +284,9 @@ impl Pages {
                 _ => {}
             }
         }
+        if !leftovers.is_empty() {
+            writer.reaper.inherit(leftovers);
+        }
     }
 
     /// The size of each shard's object.
@@ -292,13 +297,20 @@ impl Pages {
         }
     }
 
+    /// Makes sure that no old object lies there, nor a delete of one is on its way.
+    pub(super) async fn clear(&self, shard: u64) -> Result<()> {
+        let (number, _) = place(shard);
+        // First: a page that a dead owner left may bring leftovers to light when it is loaded.
+        self.load(number).await?;
+        self.writer()?.reaper.clear(shard).await
+    }
+
     /// Makes durable that a shard may be put from now on. No old object lies there any more.
     pub(super) async fn intend(self: &Arc<Self>, shard: u64) -> Result<Intended> {
         let (number, at) = place(shard);
         let page = self.load(number).await?;
+        self.clear(shard).await?;
         let reaper = self.writer()?.reaper.clone();
-        // Only now: a page that a dead owner left may bring leftovers to light when it is loaded.
-        reaper.clear(shard).await?;
         let before = {
             let mut states = page.write();
             let before = states.view(at);

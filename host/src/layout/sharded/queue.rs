@@ -132,6 +132,14 @@ impl Queues {
         (waiting.len(), covered(ranges.collect(), 0..len))
     }
 
+    /// Whether all that waits are zeros: to a shard that is never they change nothing.
+    pub(super) fn are_zeroes(&self, shard: u64) -> bool {
+        let shards = self.shards();
+        let waiting = shards.get(&shard).map_or(&[][..], |entry| &entry.waiting);
+        let mut edits = waiting.iter().map(|(edit, _)| edit);
+        edits.all(|edit| matches!(edit, Edit::Zero(_)))
+    }
+
     /// Whether what waits can be put as it is.
     pub(super) fn are_lent(&self, shard: u64, shard_bytes: u64) -> bool {
         let shards = self.shards();

@@ -55,6 +55,11 @@ impl Ranges {
         }
     }
 
+    /// All runs, in order.
+    pub(super) fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.0.iter().map(|(&start, &end)| start..end)
+    }
+
     /// Takes out the first run, `most` of it at the most.
     pub(super) fn take(&mut self, most: u64) -> Option<Range<u64>> {
         let (start, end) = self.0.pop_first()?;

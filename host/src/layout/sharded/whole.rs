@@ -213,20 +213,27 @@ impl Whole {
         loop {
             let _turn = self.queues.turn(shard).await;
             let (mut edits, mut waiters) = (Vec::new(), Vec::new());
+            // That may take long, so it comes before there is memory for it.
+            let cleared = match self.queues.are_zeroes(shard) {
+                true => Ok(()),
+                false => self.pages.clear(shard).await,
+            };
             self.wait_for_company(shard).await;
-            let outcome = match self.room.acquire_many(self.room_for(shard)).await {
-                Ok(_room) => {
-                    let mut more = || {
-                        let from = edits.len();
-                        for (edit, waiter) in self.queues.take(shard) {
-                            edits.push(edit);
-                            waiters.push(waiter);
-                        }
-                        edits[from..].to_vec()
-                    };
-                    self.commit(shard, &mut more).await
+            let room = self.room.acquire_many(self.room_for(shard)).await;
+            let mut more = || {
+                let from = edits.len();
+                for (edit, waiter) in self.queues.take(shard) {
+                    edits.push(edit);
+                    waiters.push(waiter);
                 }
-                Err(_) => Err(given_up()),
+                edits[from..].to_vec()
+            };
+            let outcome = match cleared.and(room.map_err(|_| given_up())) {
+                Ok(_room) => self.commit(shard, &mut more).await,
+                Err(error) => {
+                    more();
+                    Err(error)
+                }
             };
             for waiter in waiters {
                 // Who went away does not want to know.

@@ -254,3 +254,105 @@ async fn until_known(volume: &Sharded) {
     }
     panic!("shards that nobody asks for");
 }
+
+/// Opens to write; deletes of the one before may come for so long.
+async fn open_with_late_deletes(store: &Store, late: Duration) -> (Sharded, Rig) {
+    let rig = Rig::new(store);
+    let mut how = how();
+    how.timing.late = late;
+    (manage::open(rig.chain(), how).await.unwrap(), rig)
+}
+
+#[test]
+fn c12_a_delete_that_comes_after_the_death_of_its_server_hits_nothing_that_was_put_since() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, volume, rig) = fresh(way).await;
+            write(&volume, 0, 7, 8 * SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            let late = rig.hold("shard/");
+            zero(&volume, 5 * SHARD, SHARD, ZeroFlags::NONE)
+                .await
+                .unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            // It dies with the delete on its way, and is succeeded at once.
+            rig.kill();
+            let (volume, rig) = open_with_late_deletes(&store, Duration::from_secs(60)).await;
+            // What changes nothing does not wait for it.
+            assert_eq!(read(&volume, 5 * SHARD, 1).await.unwrap(), [0]);
+            zero(&volume, 5 * SHARD + 512, 512, ZeroFlags::NONE)
+                .await
+                .unwrap();
+            let body = body(vec![9; 512]);
+            let writing = tokio::spawn(volume.write(5 * SHARD, body, false).wait());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            // Nobody else waits for it.
+            write(&volume, 6 * SHARD, 8, 512).await.unwrap();
+            assert_eq!(read(&volume, 5 * SHARD, 1).await.unwrap(), [0]);
+            assert!(!writing.is_finished(), "{way}");
+            drop(late);
+            writing.await.unwrap().unwrap();
+            volume.flush().await.unwrap();
+            rig.kill();
+            let (volume, _rig) = open(&store).await;
+            let found = read(&volume, 5 * SHARD, 513).await.unwrap();
+            assert_eq!(found, [vec![9; 512], vec![0]].concat(), "{way}");
+            assert_eq!(read(&volume, 6 * SHARD, 1).await.unwrap(), [8], "{way}");
+        }
+    });
+}
+
+#[test]
+fn a_delete_that_was_never_sent_is_not_waited_for_for_ever() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, volume, rig) = fresh(way).await;
+            write(&volume, 0, 7, 8 * SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            for shard in [3, 5] {
+                rig.fault("shard/", rig::Fault::Fails(Kind::Denied));
+                zero(&volume, shard * SHARD, SHARD, ZeroFlags::NONE)
+                    .await
+                    .unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            rig.kill();
+            let (volume, _rig) = open_with_late_deletes(&store, Duration::from_millis(300)).await;
+            write(&volume, 5 * SHARD, 9, 512).await.unwrap();
+            let found = read(&volume, 5 * SHARD, 513).await.unwrap();
+            assert_eq!(found, [vec![9; 512], vec![0]].concat(), "{way}");
+            volume.close().await.unwrap();
+            // And the one that nobody wrote to went by itself.
+            assert_eq!(named(&store, "shard/").len(), 7, "{way}");
+        }
+    });
+}
+
+#[test]
+fn c12_a_delete_of_unknown_outcome_hits_nothing_that_was_put_since() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let store = store(way);
+            init(&store, SIZE, way).await;
+            let (volume, rig) = open_with_late_deletes(&store, Duration::from_secs(60)).await;
+            write(&volume, 0, 7, 8 * SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            let shard = named(&store, "shard/").remove(5);
+            rig.fault("shard/", rig::Fault::UnknownNot);
+            zero(&volume, 5 * SHARD, SHARD, ZeroFlags::NONE)
+                .await
+                .unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let body = body(vec![9; 512]);
+            let writing = tokio::spawn(volume.write(5 * SHARD, body, false).wait());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(!writing.is_finished(), "{way}");
+            // It comes into effect all the same.
+            store.remove(&shard).unwrap();
+            writing.await.unwrap().unwrap();
+            let found = read(&volume, 5 * SHARD, 513).await.unwrap();
+            assert_eq!(found, [vec![9; 512], vec![0]].concat(), "{way}");
+            volume.close().await.unwrap();
+        }
+    });
+}

@@ -55,6 +55,7 @@ pub(crate) fn how() -> How {
             heartbeat: Duration::from_millis(500),
             lease: Duration::from_secs(20),
             patience: Duration::from_millis(300),
+            late: Duration::ZERO,
         },
     }
 }
@@ -66,6 +67,7 @@ fn how_with_short_lease(patience_ms: u64) -> How {
             heartbeat: Duration::from_millis(20),
             lease: Duration::from_millis(200),
             patience: Duration::from_millis(patience_ms),
+            ..how().timing
         },
         ..how()
     }
