@@ -32,4 +32,5 @@ mod limits;
 mod lost_image;
 mod odd_calls;
 mod resend;
+mod shards;
 mod stop;

@@ -9,6 +9,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use nbd_rs_plugin::{
     Body, Data, Extent, ExtentFlags, ObjectFlags, ObjectMode, ReadFlags, WriteFlags, ZeroFlags,
 };
+use rustix::process::{getrlimit, Resource};
 use tokio::sync::OnceCell;
 
 use super::fetch::gone;
@@ -21,8 +22,10 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::durability::Durability;
 use crate::layout::split::Part;
 
-/// Objects that are kept open, not counting those in use.
+/// Objects that are kept open, not counting those in use, where there are descriptors enough.
 pub(super) const MOST_OPEN: usize = 256;
+/// They take this part of the process's descriptors at the most: clients need some, and puts.
+const PART_OF_DESCRIPTORS: u64 = 4;
 /// Objects that are synced at the same time.
 const AT_ONCE: usize = 16;
 
@@ -31,6 +34,7 @@ pub(super) struct InPlace {
     pages: Arc<Pages>,
     slots: RwLock<BTreeMap<u64, Slot>>,
     uses: AtomicU64,
+    most_open: usize,
     /// Is told of syncs that fail outside a flush.
     durability: OnceLock<Weak<Durability>>,
 }
@@ -65,12 +69,19 @@ impl Opened {
     }
 }
 
+fn most_open() -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current;
+    let part = descriptors.map_or(u64::MAX, |most| most / PART_OF_DESCRIPTORS);
+    part.clamp(1, MOST_OPEN as u64) as usize
+}
+
 impl InPlace {
     pub(super) fn new(pages: Arc<Pages>) -> Arc<Self> {
         Arc::new(Self {
             pages,
             slots: RwLock::default(),
             uses: AtomicU64::new(0),
+            most_open: most_open(),
             durability: OnceLock::new(),
         })
     }
@@ -155,6 +166,8 @@ impl InPlace {
         let opened = self.pages.store.chain.open_object(&key, mode).await;
         let object = opened.map_err(|error| match (error.kind, known) {
             (Kind::NotFound, State::Written) => gone(shard),
+            // Somebody put something else in its place; nothing that a client asked is invalid.
+            (Kind::Invalid, _) => Error::new(Kind::Io, format!("shard {shard}: {error}")),
             _ => error,
         })?;
         let found = object.size().await?;
@@ -208,7 +221,7 @@ impl InPlace {
 
     fn one_too_many(&self) -> Option<(u64, Arc<Opened>)> {
         let slots = self.slots();
-        if slots.len() < MOST_OPEN {
+        if slots.len() < self.most_open {
             return None;
         }
         let unused = slots.iter().filter_map(|(&shard, slot)| {
