@@ -2,7 +2,7 @@
 
 use super::rig::Fault;
 use super::*;
-use crate::runtime::block_on;
+use crate::runtime::{self, block_on};
 
 #[test]
 fn c10_a_put_that_fails_leaves_the_old_data_and_the_next_flush_is_not_false() {
@@ -290,6 +290,52 @@ fn extents_tell_holes_from_data() {
             );
             let one = volume.extents(0, SIZE, 1).wait().await.unwrap();
             assert_eq!((one.len(), one[0].len), (1, 2 * SHARD));
+        }
+    });
+}
+
+#[test]
+fn f06_a_volume_whose_store_panics_fails_closed_and_the_next_server_finds_old_or_new() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            for object in ["shard/", "state/", "owner"] {
+                for fault in [Fault::Panics, Fault::PanicsThen] {
+                    let when = format!("{way}, {object}, {fault:?}");
+                    let (store, volume, rig) = fresh(way).await;
+                    write(&volume, 0, 1, SHARD).await.unwrap();
+                    volume.flush().await.unwrap();
+                    rig.fault(object, fault);
+                    // A shard that is there, and one that is not.
+                    let mut written = Vec::new();
+                    for shard in [0, 2] {
+                        written.push(write(&volume, shard * SHARD, 2, SHARD).await);
+                    }
+                    let mut end = Box::pin(async {
+                        while volume.flush().await.is_ok() {
+                            write(&volume, 4 * SHARD, 2, SHARD).await.ok();
+                            zero(&volume, 4 * SHARD, SHARD, ZeroFlags::NONE).await.ok();
+                            tokio::time::sleep(Duration::from_millis(20)).await;
+                        }
+                    });
+                    runtime::timeout(Duration::from_secs(20), &mut end)
+                        .await
+                        .unwrap_or_else(|_| panic!("{when}: flushes go on"));
+                    // Nobody asks it again, and nobody waits for ever.
+                    assert!(write(&volume, 0, 3, SHARD).await.is_err(), "{when}");
+                    assert!(volume.flush().await.is_err(), "{when}");
+                    rig.kill();
+                    let (volume, _rig) = open(&store).await;
+                    for (at, was, written) in [(0, 1, &written[0]), (2 * SHARD, 0, &written[1])] {
+                        let found = read(&volume, at, SHARD).await.unwrap();
+                        let is = |byte: u8| found.iter().all(|&found| found == byte);
+                        assert!(is(2) || written.is_err() && is(was), "{when}: at {at}");
+                    }
+                    write(&volume, 0, 3, 3 * SHARD).await.unwrap();
+                    volume.flush().await.unwrap();
+                    let found = read(&volume, 0, 3 * SHARD).await.unwrap();
+                    assert_eq!(found, vec![3; 3 * SHARD as usize], "{when}");
+                }
+            }
         }
     });
 }

@@ -277,3 +277,38 @@ fn c17_a_late_page_of_an_owner_two_before_changes_nothing() {
         assert_eq!(read(&fourth, 3 * SHARD + 99, 2).await.unwrap(), [2, 1]);
     });
 }
+
+async fn until_waiting(rig: &Rig, calls: u64, what: &str) {
+    for _ in 0..1000 {
+        if rig.waiting() == calls {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("{what}: {} calls at the same time", rig.waiting());
+}
+
+#[test]
+fn a_request_that_spans_shards_asks_for_all_of_them_at_the_same_time() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let (store, volume, rig) = fresh(way).await;
+            let held = rig.hold("shard/");
+            let all = body(vec![7; 8 * SHARD as usize]);
+            let writing = tokio::spawn(volume.write(0, all, false).wait());
+            until_waiting(&rig, 8, &format!("WRITE, {way}")).await;
+            drop(held);
+            writing.await.unwrap().unwrap();
+            volume.close().await.unwrap();
+            // Nothing is known of them any more.
+            let (volume, rig) = open(&store).await;
+            let held = rig.hold("get 0000000000");
+            let reading = volume.read(0, 8 * SHARD, ReadFlags::NONE);
+            let reading = tokio::spawn(reading.wait());
+            until_waiting(&rig, 8, &format!("READ, {way}")).await;
+            drop(held);
+            let found = bytes_of(&reading.await.unwrap().unwrap());
+            assert_eq!(found, vec![7; 8 * SHARD as usize], "{way}");
+        }
+    });
+}

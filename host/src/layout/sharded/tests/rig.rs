@@ -32,6 +32,10 @@ pub(crate) enum Fault {
     Unknown,
     /// It does not happen, and nobody can tell.
     UnknownNot,
+    /// It does not happen, and the plugin panics.
+    Panics,
+    /// It happens, and the plugin panics then.
+    PanicsThen,
 }
 
 /// One server's way to the store. The objects outlive it.
@@ -53,6 +57,8 @@ struct Shared {
     changes: AtomicU64,
     /// What goes wrong, by a part of the key.
     faults: Mutex<Vec<(String, Fault)>>,
+    /// How many wait at gates.
+    waiting: AtomicU64,
     /// What waits, by a part of the key, until its gate is open.
     gates: Mutex<Vec<(String, Arc<tokio::sync::Mutex<()>>)>>,
     /// What listings do not have, by a part of the key.
@@ -111,7 +117,8 @@ impl Rig {
         lock(&self.shared.faults).clear();
     }
 
-    /// Changes of objects with this in their names are on their way until the guard is dropped.
+    /// Changes of objects with this in their names are on their way until the guard is dropped, and
+    /// reads of `get NAME`, where the name is the last part of a key.
     pub(crate) fn hold(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let gate = Arc::new(tokio::sync::Mutex::new(()));
         let guard = gate.clone().try_lock_owned().unwrap();
@@ -131,8 +138,20 @@ impl Rig {
             gate.map(|(_, gate)| gate.clone())
         };
         if let Some(gate) = gate {
+            self.shared.waiting.fetch_add(1, Ordering::SeqCst);
             drop(gate.lock().await);
+            self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+
+    /// How many calls are on their way for that reason.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.shared.waiting.load(Ordering::SeqCst)
+    }
+
+    async fn pass_to_read(&self, key: &str) {
+        let name = key.rsplit('/').next().unwrap_or_default();
+        self.pass(&format!("get {name}")).await;
     }
 
     pub(crate) fn calls(&self) -> u64 {
@@ -200,6 +219,11 @@ impl Rig {
                 let _ = change.await;
                 Err(Error::new(Kind::Ambiguous, "the answer was lost"))
             }
+            Some(Fault::Panics) => panic!("told to panic"),
+            Some(Fault::PanicsThen) => {
+                let _ = change.await;
+                panic!("told to panic")
+            }
             Some(Fault::UnknownNot) => Err(Error::new(Kind::Ambiguous, "the call was lost")),
         }
     }
@@ -214,6 +238,7 @@ impl Backend for Rig {
 
     async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
         self.look().await?;
+        self.pass_to_read(key).await;
         self.next.get(key, range, flags).await
     }
 
@@ -288,6 +313,7 @@ impl Object for RigObject {
 
     async fn read(&self, offset: u64, len: u64, flags: ReadFlags) -> Result<Data> {
         self.rig.look().await?;
+        self.rig.pass_to_read(&self.key).await;
         self.object.read(offset, len, flags).await
     }
 
