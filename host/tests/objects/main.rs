@@ -43,3 +43,4 @@ mod owners;
 mod places;
 mod probe;
 mod random;
+mod stop;
