@@ -2,12 +2,16 @@
 
 mod dirty;
 mod durability;
+mod frame;
 mod gather;
+pub mod geometry;
 pub mod ledger;
 pub mod open;
 pub mod raw;
 pub mod sharded;
 pub mod split;
+mod units;
+pub mod uuid;
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! A volume cut into shards of one size, an object each. What is on the store is described in
 //! `docs/volume-format.md`.
 //!
-//! - pure: `frame` around each record, `volume`, `owner`, `state`, `index`, `trailer`,
+//! - pure: `volume`, `owner`, `state`, `index`, `trailer`,
 //!   `lent`, `names`, `image`, `page`, `ranges`;
 //! - `store`: the chain as it is used here; `probe`: does it obey;
 //! - `lease`: who may write; `ticket`: where writes wait; `pages` and `directory`: what was
@@ -14,7 +14,6 @@ mod changes;
 pub mod check;
 mod directory;
 mod fetch;
-mod frame;
 mod image;
 mod in_place;
 mod index;
@@ -36,7 +35,6 @@ mod ticket;
 mod trailer;
 mod trailers;
 mod unlisted;
-mod uuid;
 mod volume;
 mod whole;
 
@@ -65,6 +63,8 @@ use state::State;
 use ticket::{Book, Tickets};
 use trailer::UNIT_BYTES;
 use whole::Whole;
+
+pub(super) use super::{frame, uuid};
 
 pub use lease::Timing;
 pub use uuid::Uuid;

@@ -4,9 +4,10 @@
 use super::frame::{array_at, corrupt, u32_at, u64_at, Stamp};
 use super::uuid::Uuid;
 use crate::error::Result;
+use crate::layout::units;
 
-/// Bytes that one checksum covers.
-pub(super) const UNIT_BYTES: u64 = 4096;
+pub(super) use crate::layout::units::{checksum, UNIT_BYTES};
+
 const MAGIC: &[u8; 8] = b"nbd-rs/S";
 const VERSION: u32 = 1;
 const FOOTER_BYTES: usize = 64;
@@ -33,27 +34,9 @@ pub(super) fn object_bytes(shard_bytes: u64) -> u64 {
     shard_bytes + trailer_bytes(shard_bytes)
 }
 
-/// The checksum of one unit.
-pub(super) fn checksum(unit: &[u8]) -> u32 {
-    crc32c::crc32c(unit)
-}
-
 /// The checksums of all units of pieces that stand one behind the other.
 pub(super) fn checksums<'d>(pieces: impl IntoIterator<Item = &'d [u8]>) -> Vec<u32> {
-    let (mut sums, mut sum, mut have) = (Vec::new(), 0, 0);
-    for mut piece in pieces {
-        while !piece.is_empty() {
-            let (part, rest) = piece.split_at(piece.len().min(UNIT_BYTES as usize - have));
-            sum = crc32c::crc32c_append(sum, part);
-            have += part.len();
-            piece = rest;
-            if have == UNIT_BYTES as usize {
-                sums.push(sum);
-                (sum, have) = (0, 0);
-            }
-        }
-    }
-    sums
+    units::checksums(pieces, |_| 0)
 }
 
 impl Trailer {

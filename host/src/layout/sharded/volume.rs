@@ -1,15 +1,11 @@
 //! The volume record: what the volume is. Put once by `init`, and again by `resize`. Pure.
 
-use nbd_rs_plugin::options::display_size;
-
 use super::frame::{corrupt, u64_at, Frame, Stamp, What};
 use super::state::PAGE_SHARDS;
 use super::uuid::Uuid;
 use crate::error::{Error, Kind, Result};
+use crate::layout::geometry::Geometry;
 
-/// Shard sizes, in bytes; powers of two.
-const MIN_SHARD_BYTES: u64 = 64 << 10;
-const MAX_SHARD_BYTES: u64 = 64 << 20;
 /// State pages that the index has room for (1 MiB of it).
 const MAX_PAGES: u64 = 8 << 20;
 const PAYLOAD_BYTES: usize = 32;
@@ -72,30 +68,19 @@ impl VolumeRecord {
     /// # Errors
     /// [`Kind::Invalid`], with what would do.
     pub fn check(&self) -> Result<()> {
-        let invalid = |text: String| Err(Error::new(Kind::Invalid, text));
-        let shard = self.shard_bytes;
-        if !shard.is_power_of_two() || !(MIN_SHARD_BYTES..=MAX_SHARD_BYTES).contains(&shard) {
-            return invalid(format!(
-                "a shard size of {}: it must be a power of two from 64Ki to 64Mi",
-                display_size(shard)
-            ));
+        self.geometry().check(MAX_PAGES * PAGE_SHARDS)
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            size_bytes: self.size_bytes,
+            shard_bytes: self.shard_bytes,
         }
-        if self.size_bytes == 0 || self.size_bytes > i64::MAX as u64 {
-            return invalid("a volume has 1 byte at least, and less than 8 EiB".to_owned());
-        }
-        if self.pages() > MAX_PAGES {
-            return invalid(format!(
-                "{} in shards of {} are too many shards: choose a larger --shard-size",
-                display_size(self.size_bytes),
-                display_size(shard)
-            ));
-        }
-        Ok(())
     }
 
     /// How many shards it has.
     pub fn shards(&self) -> u64 {
-        self.size_bytes.div_ceil(self.shard_bytes)
+        self.geometry().shards()
     }
 
     /// How many state pages it may have.
