@@ -1,5 +1,7 @@
 //! The frame around every metadata object: whose it is, which one, who wrote it when, and a
 //! checksum over all of it. Pure; `docs/volume-format.md` shows the bytes.
+//!
+//! All layouts over objects use it.
 
 use super::uuid::Uuid;
 use crate::error::{Error, Kind, Result};
@@ -12,6 +14,8 @@ pub(super) const VERSION: u8 = 1;
 pub(super) const HEADER_BYTES: usize = 56;
 /// Bytes behind it: the checksum.
 const CHECKSUM_BYTES: usize = 4;
+/// Bytes of a frame besides its payload.
+pub(super) const OVERHEAD_BYTES: usize = HEADER_BYTES + CHECKSUM_BYTES;
 
 /// What an object is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,16 +26,28 @@ pub(super) enum What {
     Index = b'I',
     Page = b'P',
     Journal = b'J',
+    Identity = b'D',
+    Changes = b'C',
+    Pack = b'B',
+    Trailer = b'T',
+    Map = b'M',
+    Root = b'K',
 }
 
 impl What {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             What::Volume => "volume record",
             What::Owner => "owner record",
             What::Index => "index of state pages",
             What::Page => "state page",
             What::Journal => "journal record",
+            What::Identity => "record of a backend's identity",
+            What::Changes => "record of changes",
+            What::Pack => "pack of units",
+            What::Trailer => "trailer of a shard",
+            What::Map => "map page",
+            What::Root => "checkpoint",
         }
     }
 }
@@ -59,6 +75,12 @@ pub(super) struct Frame<'a> {
 
 pub(super) fn corrupt(text: impl AsRef<str>) -> Error {
     Error::new(Kind::Corrupt, text)
+}
+
+fn newer(what: What, version: u8, doubt: &str) -> Error {
+    let name = what.name();
+    let text = format!("the {name} is of format version {version} and this program knows {VERSION}: use a newer nbd-rs{doubt}");
+    Error::new(Kind::Unsupported, text)
 }
 
 impl<'a> Frame<'a> {
@@ -94,14 +116,8 @@ impl<'a> Frame<'a> {
         let sound = u32_at(checksum, 0) == crc32c::crc32c(covered);
         // A newer version may have its checksum elsewhere; it is only said, never decided on.
         if bytes[7] > VERSION {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!(
-                    "the {name} is of format version {} and this program knows {VERSION}: use a newer nbd-rs{}",
-                    bytes[7],
-                    if sound { "" } else { " (or it is damaged)" },
-                ),
-            ));
+            let doubt = if sound { "" } else { " (or it is damaged)" };
+            return Err(newer(what, bytes[7], doubt));
         }
         if !sound {
             return Err(corrupt(format!("the {name} is damaged (checksum)")));
@@ -124,6 +140,23 @@ impl<'a> Frame<'a> {
             flags: u32_at(bytes, 48),
             payload,
         })
+    }
+
+    /// How many bytes the frame has that should begin here, by its header alone. Nothing is proved by
+    /// that but that so many are worth to be fetched.
+    ///
+    /// # Errors
+    /// As for [`decode`](Self::decode), if no `what` begins here.
+    pub(super) fn bytes(what: What, header: &[u8]) -> Result<u64> {
+        let name = what.name();
+        if header.len() < HEADER_BYTES || !header.starts_with(MAGIC) || header[6] != what as u8 {
+            return Err(corrupt(format!("this is no {name}")));
+        }
+        match header[7] {
+            VERSION => Ok(u64::from(u32_at(header, 52)) + OVERHEAD_BYTES as u64),
+            0 => Err(corrupt(format!("this is no {name}"))),
+            version => Err(newer(what, version, "")),
+        }
     }
 
     /// The same, of this volume and with this number.

@@ -1,6 +1,7 @@
 //! From a volume to objects. A layout knows neither NBD nor plugins.
 
 mod dirty;
+pub mod distributed;
 mod durability;
 mod frame;
 mod gather;
