@@ -1,0 +1,394 @@
+//! Making a checkpoint, starting from one, and what may be deleted after it. Pure.
+
+use std::collections::BTreeMap;
+
+use super::super::format::changes::{pack_data_at, Table, MAX_UNITS};
+use super::super::format::map::{Base, MapPage, PAGE_SHARDS};
+use super::super::format::names::Object;
+use super::super::format::root::{Holds, PackUnits, Root, Run};
+use super::super::format::{Named, Version, UNIT_BYTES};
+use super::index::{Empty, Held, Place, Source};
+use super::read::{Origin, Piece};
+use super::{Checkpoints, State, Tail};
+use crate::error::{Error, Kind, Result};
+use crate::layout::frame::corrupt;
+use crate::layout::geometry::Geometry;
+use crate::layout::uuid::Uuid;
+
+/// A map page as it was at some moment.
+#[derive(Debug, Clone)]
+pub struct PageSnapshot {
+    /// Its number.
+    pub number: u32,
+    /// What it says.
+    pub page: MapPage,
+    changes: u64,
+}
+
+impl State {
+    /// Units that are in records of the log, from number `from` of the volume on: at most as many as
+    /// a pack has. All of them have to be in packs before a checkpoint.
+    #[must_use]
+    pub fn unpacked(&self, from: u64) -> Vec<Piece> {
+        let mut left = MAX_UNITS as u64;
+        let mut pieces = Vec::new();
+        let all = self.index.within(from..self.geometry.units());
+        for (units, held) in all {
+            let Held::Data {
+                source, ordinal, ..
+            } = held
+            else {
+                continue;
+            };
+            let Place::Log(position) = source.place else {
+                continue;
+            };
+            if left == 0 {
+                break;
+            }
+            let units = units.start..units.end.min(units.start + left);
+            let count = units.end - units.start;
+            left -= count;
+            let origin = Origin::Log {
+                position,
+                offset: source.offset(ordinal),
+                sums: source.sums_of(ordinal, count as usize).to_vec(),
+            };
+            pieces.push(Piece { units, origin });
+        }
+        pieces
+    }
+
+    /// These pieces, as [`unpacked`](Self::unpacked) gave them, are in a pack on the backends, in their
+    /// order, and the pack has this table: [`pack_table`]. Reads of what is still as it was go there
+    /// from now on.
+    pub fn packed(&mut self, pieces: &[Piece], pack: Version) {
+        let table = pack_table(pieces);
+        let newest = pieces.iter().filter_map(|piece| match &piece.origin {
+            Origin::Log { position, .. } => Some(position.seq),
+            _ => None,
+        });
+        let seq = newest.max().unwrap_or_default();
+        let data_at = pack_data_at(&table) as u32;
+        let source = Source::new(Place::Pack(pack), seq, data_at, table.sums().to_vec());
+        let id = self.index.add(source);
+        let mut ordinal = 0;
+        for piece in pieces {
+            for (from, units) in self.unchanged(piece) {
+                self.index.cut(from..from + units, u64::MAX);
+                let skip = (from - piece.units.start) as u16;
+                self.index.put(from, units, id, ordinal + skip);
+            }
+            ordinal += (piece.units.end - piece.units.start) as u16;
+        }
+        self.index.unpin(id);
+        self.collect_packs();
+    }
+
+    /// What of a piece is still where it was: first unit and count.
+    fn unchanged(&self, piece: &Piece) -> Vec<(u64, u64)> {
+        let Origin::Log {
+            position, offset, ..
+        } = piece.origin
+        else {
+            return Vec::new();
+        };
+        let within = self.index.within(piece.units.clone());
+        let same = within.filter(|(units, held)| match held {
+            Held::Data {
+                source, ordinal, ..
+            } => {
+                let expected = offset + (units.start - piece.units.start) * UNIT_BYTES;
+                source.place == Place::Log(position) && source.offset(*ordinal) == expected
+            }
+            Held::Empty(_) => false,
+        });
+        same.map(|(units, _)| (units.start, units.end - units.start))
+            .collect()
+    }
+
+    /// The map pages that changed since they were put.
+    #[must_use]
+    pub fn unstored_pages(&self) -> Vec<u32> {
+        self.map.unstored()
+    }
+
+    /// A map page as it is now.
+    #[must_use]
+    pub fn page(&self, number: u32) -> PageSnapshot {
+        let (page, changes) = self.map.page(number);
+        PageSnapshot {
+            number,
+            page,
+            changes,
+        }
+    }
+
+    /// The page is on the backends under this name.
+    pub fn page_stored(&mut self, snapshot: &PageSnapshot, named: Named) {
+        let gone = &mut self.garbage.new;
+        self.map
+            .stored(snapshot.number, snapshot.changes, named, gone);
+    }
+
+    /// The checkpoint of the volume as it is now, and its name for a [`Part::Root`]. When it is on the
+    /// backends, a record with that part has to be the next one that is applied.
+    ///
+    /// [`Part::Root`]: super::super::format::changes::Part::Root
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if units are not in packs yet, or pages not put, or nothing was applied.
+    pub fn root(&mut self, volume: Uuid, version: Version) -> Result<(Vec<u8>, Named)> {
+        let unfinished = |what: &str| Error::new(Kind::Invalid, format!("a checkpoint {what}"));
+        let through = self.last.ok_or_else(|| unfinished("of nothing"))?;
+        let pages = self.map.names();
+        let pages = pages.ok_or_else(|| unfinished("before all its pages were put"))?;
+        if self.index.has_log_data() {
+            return Err(unfinished("of units that are in records"));
+        }
+        let (packs, runs) = self.runs();
+        let root = Root {
+            through,
+            previous: self.checkpoints.last,
+            ledger: self.ledger.clone(),
+            pages,
+            packs,
+            runs,
+        };
+        let (bytes, named) = root.encode(volume, version);
+        self.checkpoints.offered = Some((named, through));
+        Ok((bytes, named))
+    }
+
+    fn runs(&self) -> (Vec<PackUnits>, Vec<Run>) {
+        let mut numbers = BTreeMap::new();
+        let mut packs = Vec::new();
+        for (id, source) in self.index.packs() {
+            let Place::Pack(version) = source.place else {
+                continue;
+            };
+            numbers.insert(id, packs.len() as u32);
+            packs.push(PackUnits {
+                version,
+                data_at: source.data_at,
+                sums: source.sums.to_vec(),
+            });
+        }
+        let all = self.index.within(0..self.geometry.units());
+        let runs = all.filter_map(|(units, held)| {
+            let holds = match held {
+                Held::Empty(empty) if self.is_needless(units.start, empty) => return None,
+                Held::Empty(Empty::Zero) => Holds::Zero,
+                Held::Empty(Empty::Trim) => Holds::Trim,
+                Held::Data { id, ordinal, .. } => Holds::Pack {
+                    pack: *numbers.get(&id)?,
+                    ordinal,
+                },
+            };
+            Some(Run {
+                unit: units.start,
+                units: (units.end - units.start) as u16,
+                holds,
+            })
+        });
+        let runs = runs.collect();
+        (packs, runs)
+    }
+
+    /// Whether zeros say no more than the shard's base. They do until a checkpoint: an image that is
+    /// being made may have something else there.
+    fn is_needless(&self, unit: u64, empty: Empty) -> bool {
+        let base = self.map.get(unit / self.geometry.shard_units());
+        match empty {
+            Empty::Zero => base == Base::Zero,
+            Empty::Trim => base == Base::Never,
+        }
+    }
+
+    /// The record of the checkpoint that was offered is applied.
+    pub(super) fn checkpointed(&mut self, root: Named, seq: u64) {
+        let all = self.index.within(0..self.geometry.units());
+        let needless = all.filter(|(units, held)| match held {
+            Held::Empty(empty) => self.is_needless(units.start, *empty),
+            Held::Data { .. } => false,
+        });
+        let needless: Vec<_> = needless.map(|(units, _)| units).collect();
+        for units in needless {
+            self.index.cut(units, u64::MAX);
+        }
+        self.floor = seq.saturating_sub(1);
+        self.since.clear();
+        self.tail = Tail::default();
+        let garbage = &mut self.garbage;
+        garbage.ready.append(&mut garbage.old);
+        garbage.old.append(&mut garbage.new);
+        // Named by the checkpoint before the last one, if at all.
+        let Checkpoints { last, previous, .. } = std::mem::take(&mut self.checkpoints);
+        let third = previous.map(|previous| Object::Root(previous.version));
+        garbage.ready.extend(third);
+        self.map.drop_empty(&mut garbage.old);
+        self.checkpoints.last = Some(root);
+        self.checkpoints.previous = last;
+    }
+
+    /// The volume as a checkpoint says it is. `pages` are those that it names, in its order. The next
+    /// record to be applied is the checkpoint's own.
+    ///
+    /// # Errors
+    /// [`Kind::Corrupt`] if it says what can't be for a volume of this geometry.
+    pub fn restore(
+        geometry: Geometry,
+        root: &Root,
+        named: Named,
+        pages: Vec<MapPage>,
+    ) -> Result<Self> {
+        let mut state = Self::new(geometry);
+        state.last = Some(root.through);
+        state.floor = root.through.seq;
+        state.ledger.clone_from(&root.ledger);
+        state.checkpoints.last = root.previous;
+        state.checkpoints.offered = Some((named, root.through));
+        state.restore_pages(root, pages)?;
+        state.restore_runs(root)?;
+        Ok(state)
+    }
+
+    fn restore_pages(&mut self, root: &Root, pages: Vec<MapPage>) -> Result<()> {
+        let shards = self.geometry.shards();
+        let wrong = || corrupt("a checkpoint has pages that the volume can't have");
+        if pages.len() != root.pages.len() {
+            return Err(wrong());
+        }
+        for (&(number, named), page) in root.pages.iter().zip(pages) {
+            let start = u64::from(number) * PAGE_SHARDS as u64;
+            let inside = shards.saturating_sub(start).min(PAGE_SHARDS as u64) as usize;
+            let beyond = (inside..PAGE_SHARDS).any(|at| page.get(at) != Base::Never);
+            if inside == 0 || beyond {
+                return Err(wrong());
+            }
+            self.map.restore(number, named, page);
+        }
+        Ok(())
+    }
+
+    fn restore_runs(&mut self, root: &Root) -> Result<()> {
+        let wrong = || corrupt("a checkpoint has units that the volume can't have");
+        let seq = root.through.seq;
+        let zeros = Source::new(Place::Log(root.through), seq, 0, Vec::new());
+        let zeros = self.index.add(zeros);
+        let mut packs = Vec::new();
+        for pack in &root.packs {
+            if self.index.has_pack(&pack.version) {
+                return Err(wrong());
+            }
+            let place = Place::Pack(pack.version);
+            let source = Source::new(place, seq, pack.data_at, pack.sums.clone());
+            packs.push(self.index.add(source));
+        }
+        for run in &root.runs {
+            let units = run.unit..run.unit + u64::from(run.units);
+            let shard = self
+                .geometry
+                .units_of(run.unit / self.geometry.shard_units());
+            if units.end > shard.end {
+                return Err(wrong());
+            }
+            match run.holds {
+                Holds::Zero => drop(self.index.put_empty(units, zeros, Empty::Zero)),
+                Holds::Trim => drop(self.index.put_empty(units, zeros, Empty::Trim)),
+                Holds::Pack { pack, ordinal } => {
+                    let id = packs.get(pack as usize).ok_or_else(wrong)?;
+                    let count = units.end - units.start;
+                    self.index.put(units.start, count, *id, ordinal);
+                }
+            }
+        }
+        packs.push(zeros);
+        packs.into_iter().for_each(|id| self.index.unpin(id));
+        Ok(())
+    }
+
+    /// Objects that may be deleted now, each once: neither of the last two checkpoints names them, nor
+    /// does anything since. Whoever deletes them has to be the volume's owner still.
+    pub fn take_garbage(&mut self) -> Vec<Object> {
+        std::mem::take(&mut self.garbage.ready)
+    }
+
+    /// An object that was put and is not needed after all: its record was never made. It becomes
+    /// garbage like any other.
+    pub fn give_up(&mut self, object: Object) {
+        self.garbage.new.push(object);
+    }
+
+    /// Whether the volume needs the object, or may: it is in use, or was since the checkpoint before
+    /// the last.
+    ///
+    /// An object of an *earlier* owner that is not needed after this owner's second checkpoint is an
+    /// orphan, and may be deleted. Objects of this owner that are still being put are not known here.
+    #[must_use]
+    pub fn needs(&self, object: &Object) -> bool {
+        let named = |root: &Option<Named>, version| root.is_some_and(|it| it.version == version);
+        let garbage = [&self.garbage.new, &self.garbage.old, &self.garbage.ready];
+        let in_use = match *object {
+            Object::Identity { .. } => true,
+            Object::Image { shard, version } => match self.map.get(u64::from(shard)) {
+                Base::Image(image) => image.version == version,
+                Base::Never | Base::Zero => false,
+            },
+            Object::Pack(version) => self.index.has_pack(&version),
+            Object::Map { page, version } => named(&self.map.stored_name(page), version),
+            Object::Root(version) => {
+                let Checkpoints {
+                    last,
+                    previous,
+                    offered,
+                } = &self.checkpoints;
+                let offered = offered.map(|(named, _)| named);
+                [last, previous, &offered]
+                    .iter()
+                    .any(|root| named(root, version))
+            }
+        };
+        in_use || garbage.iter().any(|objects| objects.contains(object))
+    }
+
+    /// All images that the volume is made of.
+    pub fn images(&self) -> impl Iterator<Item = (u32, Named)> + '_ {
+        self.map.images()
+    }
+
+    /// All packs that have units which are in no image.
+    pub fn packs(&self) -> impl Iterator<Item = Version> + '_ {
+        self.index
+            .packs()
+            .filter_map(|(_, source)| match source.place {
+                Place::Pack(version) => Some(version),
+                Place::Log(_) => None,
+            })
+    }
+
+    /// The last checkpoint, if one was made.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<Named> {
+        self.checkpoints.last
+    }
+
+    /// The record behind which there was nothing when the checkpoint was made.
+    #[must_use]
+    pub fn checkpoint_through(&self) -> u64 {
+        self.floor
+    }
+}
+
+/// The table of a pack with these pieces in their order.
+#[must_use]
+pub fn pack_table(pieces: &[Piece]) -> Table {
+    let mut table = Table::default();
+    for piece in pieces {
+        if let Origin::Log { sums, .. } | Origin::Pack { sums, .. } = &piece.origin {
+            // As many as `unpacked` gives have room.
+            let _ = table.push_summed(piece.units.start, sums);
+        }
+    }
+    table
+}
