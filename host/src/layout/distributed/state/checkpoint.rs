@@ -216,6 +216,7 @@ impl State {
         for units in needless {
             self.index.cut(units, u64::MAX);
         }
+        self.index.compact();
         self.floor = seq.saturating_sub(1);
         self.since.clear();
         self.tail = Tail::default();
@@ -311,13 +312,14 @@ impl State {
     /// Objects that may be deleted now, each once: neither of the last two checkpoints names them, nor
     /// does anything since. Whoever deletes them has to be the volume's owner still.
     pub fn take_garbage(&mut self) -> Vec<Object> {
-        std::mem::take(&mut self.garbage.ready)
+        let ready = std::mem::take(&mut self.garbage.ready);
+        ready.into_iter().collect()
     }
 
     /// An object that was put and is not needed after all: its record was never made. It becomes
     /// garbage like any other.
     pub fn give_up(&mut self, object: Object) {
-        self.garbage.new.push(object);
+        self.garbage.new.insert(object);
     }
 
     /// Whether the volume needs the object, or may: it is in use, or was since the checkpoint before

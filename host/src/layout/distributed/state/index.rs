@@ -1,7 +1,9 @@
 //! Where units are that are in no image yet. Pure.
 //!
-//! A run takes 16 bytes in the tree, about 25 with its share of the nodes, and a unit 4 more for its
-//! checksum. So a unit that stands alone takes about 30 bytes, one among many little more than 4.
+//! A run takes 16 bytes in the tree and, as measured, 20 with its share of the nodes after
+//! [`Index::compact`], 29 where runs come in any order, 37 where they come in order; a unit takes 4
+//! more for its checksum. So a unit that stands alone takes 24 to 41 bytes, one of many in a run little
+//! more than 4.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -367,6 +369,11 @@ impl Index {
                 };
                 Some((part, held))
             })
+    }
+
+    /// Fills the nodes of the tree.
+    pub(super) fn compact(&mut self) {
+        self.runs = std::mem::take(&mut self.runs).into_iter().collect();
     }
 
     /// Each shard that has runs: its number, units with data, and runs without.

@@ -1,6 +1,6 @@
 //! Which image each shard is, and which of the pages that say so are on the backends. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::super::format::map::{Base, MapPage, PAGE_SHARDS};
@@ -49,7 +49,7 @@ impl Map {
     }
 
     /// Makes shards something else. The images that they were are added to `gone`.
-    pub(super) fn set(&mut self, shards: Range<u64>, base: Base, gone: &mut Vec<Object>) {
+    pub(super) fn set(&mut self, shards: Range<u64>, base: Base, gone: &mut BTreeSet<Object>) {
         if base != Base::Never {
             for page in shards.start / PAGE..shards.end.div_ceil(PAGE) {
                 self.pages.entry(page as u32).or_default();
@@ -67,7 +67,7 @@ impl Map {
                 }
                 if let Base::Image(Named { version, .. }) = old {
                     let shard = shard as u32;
-                    gone.push(Object::Image { shard, version });
+                    gone.insert(Object::Image { shard, version });
                 }
                 page.shards.set(at, base);
                 page.changes += 1;
@@ -133,24 +133,26 @@ impl Map {
         number: u32,
         changes: u64,
         named: Named,
-        gone: &mut Vec<Object>,
+        gone: &mut BTreeSet<Object>,
     ) {
         let object = |named: Named| Object::Map {
             page: number,
             version: named.version,
         };
         let Some(page) = self.pages.get_mut(&number) else {
-            return gone.push(object(named));
+            gone.insert(object(named));
+            return;
         };
         // Puts beside each other may end in any order: the newest contents count.
-        let new = Stored { named, changes };
-        match page.stored {
-            Some(old) if old.changes > changes => gone.push(object(named)),
-            old => {
-                gone.extend(old.map(|old| object(old.named)));
-                page.stored = Some(new);
+        let late = page.stored.is_some_and(|old| old.changes > changes);
+        let needless = match late {
+            true => Some(named),
+            false => {
+                let new = Stored { named, changes };
+                page.stored.replace(new).map(|old| old.named)
             }
-        }
+        };
+        gone.extend(needless.map(object));
     }
 
     /// The names of all pages that are not empty, as a checkpoint has them. None if one was not put
@@ -182,11 +184,11 @@ impl Map {
     }
 
     /// Gives up pages in which every shard is never.
-    pub(super) fn drop_empty(&mut self, gone: &mut Vec<Object>) {
+    pub(super) fn drop_empty(&mut self, gone: &mut BTreeSet<Object>) {
         self.pages.retain(|&number, page| {
             let keep = !page.shards.is_empty();
             if let Some(Stored { named, .. }) = page.stored.filter(|_| !keep) {
-                gone.push(Object::Map {
+                gone.insert(Object::Map {
                     page: number,
                     version: named.version,
                 });
@@ -213,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_trim_of_everything_touches_what_is_there_alone() {
-        let (mut map, mut gone) = (Map::default(), Vec::new());
+        let (mut map, mut gone) = (Map::default(), BTreeSet::new());
         map.set(5000..5001, image(1), &mut gone);
         map.set(9..10, Base::Zero, &mut gone);
         assert_eq!(map.images().count(), 1);
@@ -232,7 +234,7 @@ mod tests {
 
     #[test]
     fn shards_without_a_page_are_one_range() {
-        let (mut map, mut gone) = (Map::default(), Vec::new());
+        let (mut map, mut gone) = (Map::default(), BTreeSet::new());
         map.set(4095..4097, Base::Zero, &mut gone);
         map.set(12_288..12_289, image(1), &mut gone);
         let bases: Vec<_> = map.bases(4094..12_289).collect();
@@ -249,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_page_that_changed_while_it_was_put_is_put_again() {
-        let (mut map, mut gone) = (Map::default(), Vec::new());
+        let (mut map, mut gone) = (Map::default(), BTreeSet::new());
         let named = |seq| Named {
             version: Version {
                 seq,

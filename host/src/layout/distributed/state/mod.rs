@@ -22,6 +22,7 @@
 //! [`State::unpacked`] and [`State::packed`] move units from records to packs,
 //! [`State::unstored_pages`] and [`State::page_stored`] put pages.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use nbd_rs_commit_log::Position;
@@ -78,11 +79,11 @@ struct Checkpoints {
 #[derive(Debug, Default)]
 struct Garbage {
     /// Since the last checkpoint.
-    new: Vec<Object>,
+    new: BTreeSet<Object>,
     /// Since the one before; the last one does not name them any more.
-    old: Vec<Object>,
+    old: BTreeSet<Object>,
     /// Neither of the last two checkpoints names them.
-    ready: Vec<Object>,
+    ready: BTreeSet<Object>,
 }
 
 /// The log behind the last checkpoint: what a start has to read.
@@ -248,7 +249,7 @@ impl State {
     fn fold(&mut self, shard: u32, image: Named, through: u64) {
         if self.is_late(shard, through) {
             let version = image.version;
-            self.garbage.new.push(Object::Image { shard, version });
+            self.garbage.new.insert(Object::Image { shard, version });
             return;
         }
         let number = u64::from(shard);
