@@ -27,7 +27,7 @@ const UNSAFE: [&str; 7] = [
 ];
 
 /// Files and directories that know no socket, file, clock or waiting.
-const PURE: [&str; 21] = [
+const PURE: [&str; 27] = [
     "commit-log/src/",
     "host/src/nbd/wire/",
     "host/src/nbd/validate.rs",
@@ -35,7 +35,13 @@ const PURE: [&str; 21] = [
     "host/src/error.rs",
     "host/src/location.rs",
     "host/src/layout/dirty.rs",
+    "host/src/layout/distributed/format/",
+    "host/src/layout/distributed/placement.rs",
+    "host/src/layout/distributed/state/",
+    "host/src/layout/frame.rs",
+    "host/src/layout/geometry.rs",
     "host/src/layout/split.rs",
+    "host/src/layout/units.rs",
     "journal/src/format/",
     "journal/src/ring.rs",
     "journal/src/scan.rs",
