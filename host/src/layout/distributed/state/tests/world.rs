@@ -278,13 +278,12 @@ impl World {
             return;
         }
         let (shard, image, through) = self.folds.remove(which % self.folds.len());
-        let through = Some(through);
-        let late = self.state.is_late(shard, through.unwrap());
+        let late = self.state.is_late(shard, through);
         self.append(Record {
             parts: vec![Part::Image {
                 shard,
                 image,
-                through,
+                through: Some(through),
             }],
             data: Vec::new(),
         });
