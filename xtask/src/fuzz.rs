@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::{cargo, failed, root, run, Outcome};
 
-const TARGETS: [&str; 3] = ["wire", "journal", "session"];
+const TARGETS: [&str; 4] = ["wire", "journal", "distributed", "session"];
 /// Named, so that the flags below reach the targets and not what is run while building.
 const MACHINE: &str = env!("XTASK_HOST");
 const FLAGS: [&str; 6] = [

@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask demo [--release] [SERVE OPTIONS]
        cargo xtask test [CARGO TEST OPTIONS]
        cargo xtask install [--debug] --prefix DIR
        cargo xtask check
-       cargo xtask fuzz [wire | journal | session] [--seconds N]
+       cargo xtask fuzz [wire | journal | distributed | session] [--seconds N]
        cargo xtask count [--update]";
 
 /// What a chore ends with: an error is one line for a person.

@@ -9,11 +9,13 @@
 //! ```
 //!
 //! [`decoders`] is the other half: each decoder by itself, on any bytes; [`journal`] has those of
-//! the journal. [`seeds`] makes what the fuzzer starts from. A finding is replayed by [`session`],
-//! [`decoders::run`] or [`journal::run`] on its bytes.
+//! the journal, [`distributed`] those of a distributed volume. [`seeds`] makes what the fuzzer starts
+//! from. A finding is replayed by [`session`], or the `run` of [`decoders`], [`journal`] or
+//! [`distributed`], on its bytes.
 
 pub mod check;
 pub mod decoders;
+pub mod distributed;
 pub mod elf;
 pub mod journal;
 pub mod play;

@@ -1,6 +1,14 @@
 //! What the fuzzer starts from, for each target: a few inputs that reach far. They lie in
 //! `fuzz/seeds`; `cargo run -p session-check --example write-seeds` writes them there again.
 
+use nbd_rs::layout::distributed::format::changes::{encode_pack, Changes, Part, Table};
+use nbd_rs::layout::distributed::format::identity::Identity;
+use nbd_rs::layout::distributed::format::image::Trailer;
+use nbd_rs::layout::distributed::format::map::{Base, MapPage};
+use nbd_rs::layout::distributed::format::names::{Names, Object};
+use nbd_rs::layout::distributed::format::root::{Holds, PackUnits, Root, Run};
+use nbd_rs::layout::distributed::format::{Named, Version};
+use nbd_rs::layout::uuid::Uuid as VolumeUuid;
 use nbd_rs_journal::change::{Change, What};
 use nbd_rs_journal::data::Data;
 use nbd_rs_journal::format::record::{Contents, Header, RecordKind, Stamp};
@@ -9,6 +17,7 @@ use nbd_rs_journal::format::BLOCK_BYTES;
 use nbd_rs_journal::uuid::Uuid;
 
 use crate::decoders::{Decoder, DECODERS};
+use crate::distributed::{Input as Of, FRAME_BYTES, GEOMETRY, VOLUME};
 use crate::journal::{Input, BLOCK_START_BYTES};
 use crate::program::{Opening, OptionStep, Program, RequestStep, Step};
 
@@ -16,11 +25,12 @@ use crate::program::{Opening, OptionStep, Program, RequestStep, Step};
 pub type Seeds = (&'static str, Vec<(String, Vec<u8>)>);
 
 /// All seeds.
-pub fn all() -> [Seeds; 3] {
+pub fn all() -> [Seeds; 4] {
     [
         ("session", sessions()),
         ("wire", decoders()),
         ("journal", journal()),
+        ("distributed", distributed()),
     ]
 }
 
@@ -271,5 +281,120 @@ fn journal() -> Vec<(String, Vec<u8>)> {
             Input::Ring,
             &[superblock.encode(), ring.concat()].concat(),
         ),
+    ]
+}
+
+/// A table of units that follow one another.
+fn table(unit: u64, units: usize) -> Table {
+    let mut table = Table::default();
+    // A few have room.
+    let _ = table.push_summed(unit, &vec![7; units]);
+    table
+}
+
+/// Something of each kind.
+fn changes() -> Changes {
+    let parts = vec![
+        Part::Data(table(3, 2)),
+        Part::Pack {
+            pack: Version::default(),
+            table: table(14, 4),
+        },
+        Part::Trim(0..20),
+        Part::Image {
+            shard: 1,
+            image: Named::default(),
+            through: None,
+        },
+        Part::Zero(17..40),
+        Part::Ledger(b"note".to_vec()),
+    ];
+    Changes { parts }
+}
+
+fn checkpoint() -> Root {
+    let run = |unit, units, holds| Run { unit, units, holds };
+    Root {
+        through: nbd_rs_commit_log::Position {
+            epoch: Version::default().epoch,
+            seq: 9,
+        },
+        previous: Some(Named::default()),
+        ledger: b"note".to_vec(),
+        pages: vec![(0, Named::default())],
+        packs: vec![PackUnits {
+            version: Version::default(),
+            data_at: 100,
+            sums: vec![1, 2, 3],
+        }],
+        runs: vec![
+            run(
+                4,
+                2,
+                Holds::Pack {
+                    pack: 0,
+                    ordinal: 1,
+                },
+            ),
+            run(6, 1, Holds::Zero),
+            run(16, 8, Holds::Trim),
+        ],
+    }
+}
+
+fn identity() -> Identity {
+    let backends: Vec<VolumeUuid> = (2..5).map(|byte| VolumeUuid([byte; 16])).collect();
+    Identity {
+        volume: VOLUME,
+        revision: 0,
+        geometry: GEOMETRY,
+        created_s: 1_700_000_000,
+        write_quorum: 2,
+        replicas: 2,
+        backend: backends[0],
+        backends,
+    }
+}
+
+fn distributed() -> Vec<(String, Vec<u8>)> {
+    let (before, behind) = FRAME_BYTES;
+    let payload = |bytes: Vec<u8>| bytes[before..bytes.len() - behind].to_vec();
+    let version = Version::default();
+    let mut page = MapPage::default();
+    page.set(1, Base::Zero);
+    page.set(2, Base::Image(Named::default()));
+    let trailer = Trailer {
+        shard: 0,
+        version,
+        sums: vec![7; GEOMETRY.shard_units() as usize],
+    };
+    let record = payload(changes().encode(VOLUME).unwrap_or_default());
+    let later = Changes {
+        parts: vec![Part::Trim(1..40)],
+    };
+    let later = payload(later.encode(VOLUME).unwrap_or_default());
+    let records = [&record, &later].into_iter();
+    let log = records.flat_map(|it| [&(it.len() as u16).to_le_bytes(), &it[..]].concat());
+    let log: Vec<u8> = log.collect();
+    let image = Object::Image { shard: 1, version };
+    let pack = encode_pack(VOLUME, version, &table(5, 3)).unwrap_or_default();
+    let seed = |name: &str, of: Of, bytes: &[u8]| (name.to_owned(), [&[of as u8], bytes].concat());
+    vec![
+        seed(
+            "identity",
+            Of::Identity,
+            &payload(identity().encode().unwrap_or_default()),
+        ),
+        seed("changes", Of::Changes, &record),
+        seed("pack", Of::Pack, &payload(pack)),
+        seed("trailer", Of::Trailer, &payload(trailer.encode(VOLUME).0)),
+        seed("map", Of::Map, &payload(page.encode(VOLUME, 0, version).0)),
+        seed(
+            "root",
+            Of::Root,
+            &payload(checkpoint().encode(VOLUME, version).0),
+        ),
+        seed("name", Of::Name, Names::of(VOLUME).name(&image).as_bytes()),
+        seed("log", Of::Log, &log),
     ]
 }

@@ -41,7 +41,7 @@ fn sessions_of_the_seeds_are_answered_as_the_specification_says() {
 
 #[test]
 fn every_decoder_takes_its_seeds_and_every_cut_of_them() {
-    let [_, (_, inputs), _] = seeds::all();
+    let [_, (_, inputs), ..] = seeds::all();
     for (_, input) in inputs {
         (0..=input.len()).for_each(|len| session_check::decoders::run(&input[..len]));
     }
@@ -49,7 +49,7 @@ fn every_decoder_takes_its_seeds_and_every_cut_of_them() {
 
 #[test]
 fn the_journal_s_decoders_take_their_seeds_and_every_cut_and_changed_bit_of_them() {
-    let [.., (_, inputs)] = seeds::all();
+    let [_, _, (_, inputs), _] = seeds::all();
     for (_, input) in inputs {
         (0..=input.len()).for_each(|len| session_check::journal::run(&input[..len]));
         for bit in 8..input.len() * 8 {
@@ -61,8 +61,24 @@ fn the_journal_s_decoders_take_their_seeds_and_every_cut_and_changed_bit_of_them
 }
 
 #[test]
+fn a_distributed_volume_s_decoders_take_their_seeds_and_every_cut_and_changed_bit_of_them() {
+    let [.., (_, inputs)] = seeds::all();
+    for (name, input) in inputs {
+        assert!(session_check::distributed::run(&input), "{name}");
+        for len in 0..input.len() {
+            session_check::distributed::run(&input[..len]);
+        }
+        for bit in 8..input.len() * 8 {
+            let mut changed = input.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            session_check::distributed::run(&changed);
+        }
+    }
+}
+
+#[test]
 fn a_small_library_is_taken_for_whole_and_no_cut_of_it_is() {
-    let [_, (_, inputs), _] = seeds::all();
+    let [_, (_, inputs), ..] = seeds::all();
     let (_, input) = inputs.iter().find(|(name, _)| name == "library").unwrap();
     let library = &input[1..];
     if cfg!(target_arch = "x86_64") {
