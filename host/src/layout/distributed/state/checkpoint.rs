@@ -1,6 +1,7 @@
 //! Making a checkpoint, starting from one, and what may be deleted after it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::super::format::changes::{pack_data_at, Table, MAX_UNITS};
 use super::super::format::map::{Base, MapPage, PAGE_SHARDS};
@@ -8,7 +9,7 @@ use super::super::format::names::Object;
 use super::super::format::root::{Holds, PackUnits, Root, Run};
 use super::super::format::{Named, Version, UNIT_BYTES};
 use super::index::{Empty, Held, Place, Source};
-use super::read::{Origin, Piece};
+use super::read::{piece_of, Origin, Piece};
 use super::{Checkpoints, State, Tail};
 use crate::error::{Error, Kind, Result};
 use crate::layout::frame::corrupt;
@@ -26,85 +27,124 @@ pub struct PageSnapshot {
 }
 
 impl State {
-    /// Units that are in records of the log, from number `from` of the volume on: at most as many as
-    /// a pack has. All of them have to be in packs before a checkpoint.
+    /// Units that are to be put into a pack, from number `from` of the volume on; at most as many as one
+    /// has. They are in records of the log, which have to be without any before a checkpoint, or in
+    /// packs that have lost more than half of their units. Where that leaves room, small packs
+    /// come along: so packs stay large, and take at most twice the room of what is needed of them.
     #[must_use]
     pub fn unpacked(&self, from: u64) -> Vec<Piece> {
-        let mut left = MAX_UNITS as u64;
+        let all = from..self.geometry.units();
         let mut pieces = Vec::new();
-        let all = self.index.within(from..self.geometry.units());
-        for (units, held) in all {
+        let left = self.pick(
+            all,
+            MAX_UNITS as u64,
+            &mut pieces,
+            |_, source| match source.place {
+                Place::Log(_) => true,
+                Place::Pack(_) => source.is_sparse(),
+            },
+        );
+        if pieces.is_empty() || left == 0 {
+            return pieces;
+        }
+        let small = self.small_packs(left);
+        let all = 0..self.geometry.units();
+        if !small.is_empty() {
+            self.pick(all, left, &mut pieces, |id, _| small.contains(&id));
+        }
+        pieces
+    }
+
+    /// Adds units of the sources that are `wanted`, at most `most`. How many more it might have been.
+    fn pick(
+        &self,
+        units: Range<u64>,
+        most: u64,
+        pieces: &mut Vec<Piece>,
+        wanted: impl Fn(u32, &Source) -> bool,
+    ) -> u64 {
+        let mut left = most;
+        for (units, held) in self.index.within(units) {
             let Held::Data {
-                source, ordinal, ..
+                source,
+                id,
+                ordinal,
             } = held
             else {
-                continue;
-            };
-            let Place::Log(position) = source.place else {
                 continue;
             };
             if left == 0 {
                 break;
             }
-            let units = units.start..units.end.min(units.start + left);
-            let count = units.end - units.start;
-            left -= count;
-            let origin = Origin::Log {
-                position,
-                offset: source.offset(ordinal),
-                sums: source.sums_of(ordinal, count as usize).to_vec(),
-            };
-            pieces.push(Piece { units, origin });
+            if wanted(id, source) {
+                let units = units.start..units.end.min(units.start + left);
+                left -= units.end - units.start;
+                pieces.push(piece_of(units, source, ordinal));
+            }
         }
-        pieces
+        left
+    }
+
+    /// Packs that are small, and not to be put anew anyhow: as many as have `units` units together.
+    fn small_packs(&self, units: u64) -> BTreeSet<u32> {
+        let mut left = units;
+        let packs = self.index.packs();
+        let small = packs.filter(|(_, pack)| pack.sums.len() < MAX_UNITS / 2 && !pack.is_sparse());
+        let fitting = small.filter(|(_, pack)| {
+            let fits = pack.live_units() <= left;
+            left -= if fits { pack.live_units() } else { 0 };
+            fits
+        });
+        fitting.map(|(id, _)| id).collect()
     }
 
     /// These pieces, as [`unpacked`](Self::unpacked) gave them, are in a pack on the backends, in their
-    /// order, and the pack has this table: [`pack_table`]. Reads of what is still as it was go there
-    /// from now on.
+    /// order, and the pack has the table that [`pack_table`] makes of them. Reads of what is still as
+    /// it was go there from now on.
     pub fn packed(&mut self, pieces: &[Piece], pack: Version) {
         let table = pack_table(pieces);
-        let newest = pieces.iter().filter_map(|piece| match &piece.origin {
-            Origin::Log { position, .. } => Some(position.seq),
-            _ => None,
-        });
-        let seq = newest.max().unwrap_or_default();
-        let data_at = pack_data_at(&table) as u32;
-        let source = Source::new(Place::Pack(pack), seq, data_at, table.sums().to_vec());
-        let id = self.index.add(source);
-        let mut ordinal = 0;
+        let (mut ordinal, mut newest) = (0, 0);
+        let mut moves = Vec::new();
         for piece in pieces {
-            for (from, units) in self.unchanged(piece) {
-                self.index.cut(from..from + units, u64::MAX);
-                let skip = (from - piece.units.start) as u16;
-                self.index.put(from, units, id, ordinal + skip);
+            for (units, seq) in self.unchanged(piece) {
+                newest = newest.max(seq);
+                moves.push((ordinal + (units.start - piece.units.start) as u16, units));
             }
             ordinal += (piece.units.end - piece.units.start) as u16;
+        }
+        let (place, data_at) = (Place::Pack(pack), pack_data_at(&table) as u32);
+        let source = Source::new(place, newest, data_at, table.sums().to_vec());
+        let id = self.index.add(source);
+        for (ordinal, units) in moves {
+            self.index.cut(units.clone(), u64::MAX);
+            self.index
+                .put(units.start, units.end - units.start, id, ordinal);
         }
         self.index.unpin(id);
         self.collect_packs();
     }
 
-    /// What of a piece is still where it was: first unit and count.
-    fn unchanged(&self, piece: &Piece) -> Vec<(u64, u64)> {
-        let Origin::Log {
-            position, offset, ..
-        } = piece.origin
-        else {
-            return Vec::new();
+    /// What of a piece is still where it was, and the newest record that had a part in it.
+    fn unchanged(&self, piece: &Piece) -> Vec<(Range<u64>, u64)> {
+        let (place, offset) = match piece.origin {
+            Origin::Log {
+                position, offset, ..
+            } => (Place::Log(position), offset),
+            Origin::Pack { pack, offset, .. } => (Place::Pack(pack), offset),
+            Origin::Zeros | Origin::Image { .. } => return Vec::new(),
         };
         let within = self.index.within(piece.units.clone());
-        let same = within.filter(|(units, held)| match held {
+        let same = within.filter_map(|(units, held)| match held {
             Held::Data {
                 source, ordinal, ..
             } => {
                 let expected = offset + (units.start - piece.units.start) * UNIT_BYTES;
-                source.place == Place::Log(position) && source.offset(*ordinal) == expected
+                let same = source.place == place && source.offset(ordinal) == expected;
+                same.then_some((units, source.seq))
             }
-            Held::Empty(_) => false,
+            Held::Empty(_) => None,
         });
-        same.map(|(units, _)| (units.start, units.end - units.start))
-            .collect()
+        same.collect()
     }
 
     /// The map pages that changed since they were put.

@@ -106,6 +106,16 @@ impl Source {
         u64::from(self.data_at) + u64::from(ordinal) * UNIT_BYTES
     }
 
+    /// How many of its units are still needed.
+    pub(super) fn live_units(&self) -> u64 {
+        u64::from(self.data_units)
+    }
+
+    /// Whether that is less than half of them.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.live_units() * 2 < self.sums.len() as u64
+    }
+
     /// The checksums of `units` units.
     pub(super) fn sums_of(&self, ordinal: u16, units: usize) -> &[u32] {
         let first = usize::from(ordinal);

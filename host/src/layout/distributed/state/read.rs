@@ -6,7 +6,7 @@ use nbd_rs_commit_log::Position;
 
 use super::super::format::map::Base;
 use super::super::format::{Named, Version, UNIT_BYTES};
-use super::index::{Empty, Held, Place};
+use super::index::{Empty, Held, Place, Source};
 use super::State;
 
 /// A part of a range, and where its bytes are.
@@ -167,19 +167,23 @@ fn piece(units: Range<u64>, found: &Found<'_>) -> Piece {
         Found::Base(..) | Found::Index(Held::Empty(_)) => Origin::Zeros,
         Found::Index(Held::Data {
             source, ordinal, ..
-        }) => {
-            let offset = source.offset(*ordinal);
-            let count = (units.end - units.start) as usize;
-            let sums = source.sums_of(*ordinal, count).to_vec();
-            match source.place {
-                Place::Log(position) => Origin::Log {
-                    position,
-                    offset,
-                    sums,
-                },
-                Place::Pack(pack) => Origin::Pack { pack, offset, sums },
-            }
-        }
+        }) => return piece_of(units, source, *ordinal),
+    };
+    Piece { units, origin }
+}
+
+/// Units of a source, from this ordinal on.
+pub(super) fn piece_of(units: Range<u64>, source: &Source, ordinal: u16) -> Piece {
+    let offset = source.offset(ordinal);
+    let count = (units.end - units.start) as usize;
+    let sums = source.sums_of(ordinal, count).to_vec();
+    let origin = match source.place {
+        Place::Log(position) => Origin::Log {
+            position,
+            offset,
+            sums,
+        },
+        Place::Pack(pack) => Origin::Pack { pack, offset, sums },
     };
     Piece { units, origin }
 }

@@ -283,6 +283,24 @@ fn what_was_given_up_goes_two_checkpoints_later() {
     assert!(!world.images_of(0).contains(&old) && !world.state.needs(&old));
 }
 
+/// Flushes of a few units do not leave an object each for ever.
+#[test]
+fn small_packs_become_one() {
+    let mut world = World::new();
+    for unit in 0..20 {
+        let mut record = world.record();
+        record.write(&mut world, unit * 4..unit * 4 + 2);
+        world.append(record);
+        world.checkpoint();
+        world.reads_like_the_model();
+        assert_eq!(world.state.packs().count(), 1);
+    }
+    // A checkpoint of nothing new does not put them again.
+    let pack = world.state.packs().next();
+    world.checkpoint();
+    assert_eq!(world.state.packs().next(), pack);
+}
+
 /// What the module says of its memory, by the sizes of what is in it.
 #[test]
 fn a_run_takes_sixteen_bytes() {
