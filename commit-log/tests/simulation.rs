@@ -85,6 +85,8 @@ impl Store {
 struct Seat {
     owner: Owner<Protocol>,
     sent: Vec<Option<Request>>,
+    /// The newest that had started when the last record was appended.
+    newest: Option<Epoch>,
 }
 
 struct World {
@@ -130,11 +132,19 @@ impl World {
         };
         let (owner, actions) = Owner::new(Protocol, self.quorum, epoch);
         let sent = vec![None; self.quorum.backends()];
-        self.seats.push(Seat { owner, sent });
+        let newest = None;
+        self.seats.push(Seat {
+            owner,
+            sent,
+            newest,
+        });
         self.play(self.seats.len() - 1, &actions);
     }
 
     fn step(&mut self, seat: usize, event: &Event) {
+        if matches!(event, Event::Append(_)) && self.seats[seat].owner.is_idle() {
+            self.seats[seat].newest = self.served.keys().next_back().copied();
+        }
         let mut actions = Vec::new();
         self.seats[seat].owner.step(event, &mut actions);
         for record in self.seats[seat].owner.log() {
@@ -150,7 +160,7 @@ impl World {
                     self.seats[seat].sent[backend] = Some(request);
                 }
                 Action::Started => self.has_started(seat),
-                Action::Acknowledged(position) => self.is_acknowledged(position),
+                Action::Acknowledged(position) => self.is_acknowledged(seat, position),
                 Action::Ended { by } => {
                     assert!(by > self.seats[seat].owner.epoch());
                     assert_eq!(self.seats[seat].owner.stage(), Stage::Ended);
@@ -188,7 +198,10 @@ impl World {
         self.served.insert(me, log);
     }
 
-    fn is_acknowledged(&mut self, position: Position) {
+    fn is_acknowledged(&mut self, seat: usize, position: Position) {
+        // As good as a look at that moment.
+        let newest = self.seats[seat].newest;
+        assert!(newest <= Some(position.epoch), "{newest:?} had started");
         let mut newer = self.served.iter().filter(|(it, _)| **it > position.epoch);
         let without = newer.find(|(_, log)| !log.contains(&position));
         assert_eq!(without, None, "{position:?} is acknowledged late");
