@@ -27,7 +27,7 @@ const UNSAFE: [&str; 7] = [
 ];
 
 /// Files and directories that know no socket, file, clock or waiting.
-const PURE: [&str; 27] = [
+const PURE: [&str; 30] = [
     "commit-log/src/",
     "host/src/nbd/wire/",
     "host/src/nbd/validate.rs",
@@ -40,6 +40,9 @@ const PURE: [&str; 27] = [
     "host/src/layout/distributed/state/",
     "host/src/layout/frame.rs",
     "host/src/layout/geometry.rs",
+    "host/src/layout/distributed/log/known.rs",
+    "host/src/layout/distributed/log/object.rs",
+    "host/src/layout/distributed/log/payloads.rs",
     "host/src/layout/split.rs",
     "host/src/layout/units.rs",
     "journal/src/format/",

@@ -7,7 +7,7 @@ use super::uuid::Uuid;
 use crate::error::{Error, Kind, Result};
 
 /// First bytes of every metadata object.
-pub(super) const MAGIC: &[u8; 6] = b"nbd-rs";
+pub(in crate::layout) const MAGIC: &[u8; 6] = b"nbd-rs";
 /// The version of the format that this program writes, and the newest that it reads.
 pub(super) const VERSION: u8 = 1;
 /// Bytes before the payload.
@@ -73,7 +73,7 @@ pub(super) struct Frame<'a> {
     pub(super) payload: &'a [u8],
 }
 
-pub(super) fn corrupt(text: impl AsRef<str>) -> Error {
+pub(in crate::layout) fn corrupt(text: impl AsRef<str>) -> Error {
     Error::new(Kind::Corrupt, text)
 }
 
@@ -177,17 +177,17 @@ impl<'a> Frame<'a> {
     }
 }
 
-pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(in crate::layout) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut array = [0; N];
     array.copy_from_slice(&bytes[at..at + N]);
     array
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(in crate::layout) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(array_at(bytes, at))
 }
 
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(in crate::layout) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
 

@@ -2,8 +2,12 @@
 //! `docs/distributed-format.md` shows the bytes, `docs/commit-protocol.md` says how the log works.
 //!
 //! - pure: `placement`: which backends have a shard; `format`: names and bytes of all objects but
-//!   those of the log; `state`: the volume as its log says it is.
+//!   those of the log; `state`: the volume as its log says it is;
+//! - `environment`: time, tasks and chance, so that a simulation can have its own;
+//! - `log`: the replicated log over stores.
 
+pub mod environment;
 pub mod format;
+pub mod log;
 pub mod placement;
 pub mod state;

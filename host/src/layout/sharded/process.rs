@@ -75,7 +75,7 @@ fn pid_namespace() -> Option<u64> {
 }
 
 /// Time since the boot, also while the machine slept: a lease runs out then, too.
-pub(super) fn since_boot() -> Duration {
+pub(in crate::layout) fn since_boot() -> Duration {
     let now = clock_gettime(ClockId::Boottime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

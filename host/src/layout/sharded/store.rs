@@ -18,8 +18,8 @@ pub(super) const ATTEMPTS: u32 = 5;
 
 /// The chain and what it can do.
 #[derive(Debug, Clone)]
-pub(super) struct Store {
-    pub(super) chain: Chain,
+pub(in crate::layout) struct Store {
+    pub(in crate::layout) chain: Chain,
     /// Whether puts carry conditions; without, somebody else keeps other servers out.
     pub(super) conditions: bool,
     /// Whether what is acknowledged needs no flush.
@@ -49,7 +49,7 @@ pub(super) async fn back_off(attempt: u32) {
 }
 
 /// The bytes of what was read, in one stretch.
-pub(super) fn bytes_of(data: &Data) -> Result<Vec<u8>> {
+pub(in crate::layout) fn bytes_of(data: &Data) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(data.len().min(MAX_RECORD_BYTES) as usize);
     for piece in data.pieces() {
         match piece {
@@ -69,7 +69,7 @@ pub(super) fn etag_of(got: &Got) -> &str {
 }
 
 impl Store {
-    pub(super) fn new(chain: Chain, fencing_is_external: bool) -> Self {
+    pub(in crate::layout) fn new(chain: Chain, fencing_is_external: bool) -> Self {
         let durable = chain.capabilities().has(CapabilityFlags::DURABLE_ON_ACK);
         Self {
             conditions: !fencing_is_external,
@@ -85,7 +85,7 @@ impl Store {
         }
     }
 
-    pub(super) fn if_absent(&self) -> Condition {
+    pub(in crate::layout) fn if_absent(&self) -> Condition {
         match self.conditions {
             true => Condition::IfAbsent,
             false => Condition::Always,
@@ -93,7 +93,7 @@ impl Store {
     }
 
     /// Makes durable what the store acknowledged.
-    pub(super) async fn settle(&self) -> Result<()> {
+    pub(in crate::layout) async fn settle(&self) -> Result<()> {
         match self.durable {
             true => Ok(()),
             false => self.chain.flush().wait().await,
@@ -141,7 +141,12 @@ impl Store {
     /// # Errors
     /// The chain's; [`Kind::Ambiguous`] too if the answer has no ETag where there must be one: it may
     /// be that of a proxy, and the store knows nothing.
-    pub(super) async fn put(&self, key: &str, body: Body, condition: Condition) -> Result<String> {
+    pub(in crate::layout) async fn put(
+        &self,
+        key: &str,
+        body: Body,
+        condition: Condition,
+    ) -> Result<String> {
         let put = self.chain.put(key.to_owned(), body, condition);
         let etag = put.wait().await?.etag;
         if self.conditions && etag.is_empty() {

@@ -1,0 +1,86 @@
+//! Calls that end in time. One that changes something goes on by itself all the same: it is never
+//! dropped half-way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nbd_rs_plugin::{Body, Bytes};
+use tokio::sync::{oneshot, Semaphore};
+
+use super::store::{Created, LogStore};
+use crate::backend::Later;
+use crate::error::{Error, Kind, Result};
+use crate::layout::distributed::environment::{within, Environment};
+
+/// Changes of one backend that may be under way, those included that nobody waits for any more.
+const CHANGES: usize = 4;
+
+/// One backend, and how long it may take.
+pub(super) struct Caller {
+    store: Arc<dyn LogStore>,
+    environment: Arc<dyn Environment>,
+    changes: Arc<Semaphore>,
+    most: Duration,
+}
+
+impl Caller {
+    pub(super) fn new(
+        store: Arc<dyn LogStore>,
+        environment: Arc<dyn Environment>,
+        most: Duration,
+    ) -> Self {
+        Self {
+            store,
+            environment,
+            changes: Arc::new(Semaphore::new(CHANGES)),
+            most,
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.store.name()
+    }
+
+    /// The first `len` bytes, from the store itself.
+    pub(super) async fn read_fresh(&self, key: String, len: u64) -> Result<Option<Bytes>> {
+        self.ends(self.store.read(key, len, true)).await
+    }
+
+    /// The same, or from a copy.
+    pub(super) async fn read(&self, key: String, len: u64) -> Result<Option<Bytes>> {
+        self.ends(self.store.read(key, len, false)).await
+    }
+
+    pub(super) async fn put(&self, key: String, body: Body) -> Result<Created> {
+        self.change(self.store.put(key, body)).await
+    }
+
+    pub(super) async fn delete(&self, keys: Vec<String>) -> Result<()> {
+        self.change(self.store.delete(keys)).await
+    }
+
+    async fn ends<T>(&self, call: impl std::future::Future<Output = Result<T>>) -> Result<T> {
+        match within(&*self.environment, self.most, call).await {
+            Some(answer) => answer,
+            None => Err(self.late()),
+        }
+    }
+
+    async fn change<T: Send + 'static>(&self, call: Later<T>) -> Result<T> {
+        self.ends(async {
+            let permit = self.changes.clone().acquire_owned().await;
+            let (tell, told) = oneshot::channel();
+            self.environment.spawn(Box::pin(async move {
+                let _permit = permit;
+                let _ = tell.send(call.await);
+            }));
+            told.await.unwrap_or_else(|_| Err(self.late()))
+        })
+        .await
+    }
+
+    fn late(&self) -> Error {
+        let text = format!("no answer in {} s", self.most.as_secs_f32());
+        Error::new(Kind::Ambiguous, text)
+    }
+}
