@@ -5,7 +5,7 @@
 
 use crate::lane::{Lane, Outcome, Phase};
 use crate::record::{Entry, Epoch, Floor, Kind, Position, Record};
-use crate::replica::{choose, common, Replica};
+use crate::replica::{choose, common, Held, Replica};
 use crate::rules::{Quorum, Rules};
 
 /// What a backend is asked.
@@ -126,7 +126,8 @@ pub struct Owner<R> {
     /// Whether backends that have not answered are waited for.
     waits: bool,
     lanes: Vec<Lane>,
-    /// The chosen log and what this owner added, from the last checkpoint on that it acknowledged.
+    /// The chosen log and what this owner added, from the last checkpoint on that it chose or
+    /// acknowledged.
     log: Vec<Record>,
     /// The record that its own follow.
     base: Option<Position>,
@@ -222,7 +223,7 @@ impl<R: Rules> Owner<R> {
         self.lanes.get(backend)?.asked
     }
 
-    /// The chosen log and what was added, from the last acknowledged checkpoint on.
+    /// The chosen log and what was added, from the last checkpoint on that was chosen or acknowledged.
     #[must_use]
     pub fn log(&self) -> &[Record] {
         &self.log
@@ -305,7 +306,10 @@ impl<R: Rules> Owner<R> {
         }
         let replicas = self.lanes.iter().filter(fenced).map(|lane| &lane.replica);
         let chosen = choose(&self.rules, replicas).map_or(&[][..], Replica::log);
-        self.log = chosen.iter().map(|held| held.record).collect();
+        // What a checkpoint stands for is given to nobody: it may be collected already.
+        let is_checkpoint = |held: &Held| held.record.kind == Kind::Checkpoint;
+        let from = chosen.iter().rposition(is_checkpoint).unwrap_or(0);
+        self.log = chosen[from..].iter().map(|held| held.record).collect();
         self.base = self.log.last().map(|record| record.position);
         self.acknowledged = self.last_seq();
         self.log.extend(self.rules.opening(self.epoch, self.base));
