@@ -84,3 +84,59 @@ impl Caller {
         Error::new(Kind::Ambiguous, text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::layout::distributed::log::tests::rig::World;
+
+    /// Counts puts that have begun, and those that have ended after a minute.
+    #[derive(Default)]
+    struct Slow {
+        begun: Arc<AtomicU32>,
+        ended: Arc<AtomicU32>,
+    }
+
+    impl LogStore for Slow {
+        fn name(&self) -> String {
+            "slow".to_owned()
+        }
+
+        fn read(&self, _: String, _: u64, _: bool) -> Later<Option<Bytes>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn put(&self, _: String, _: Body) -> Later<Created> {
+            let (begun, ended) = (self.begun.clone(), self.ended.clone());
+            Box::pin(async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                ended.fetch_add(1, Ordering::Relaxed);
+                Ok(Created::Stored)
+            })
+        }
+
+        fn delete(&self, _: Vec<String>) -> Later<()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f53_f74_a_put_that_is_given_up_goes_on_and_few_do_so_at_once() {
+        let store = Arc::new(Slow::default());
+        let most = Duration::from_secs(5);
+        let caller = Caller::new(store.clone(), World::new(1), most);
+        for _ in 0..10 {
+            let body = Body::One(Bytes::from(vec![1]));
+            let error = caller.put("a".to_owned(), body).await.unwrap_err();
+            assert_eq!(error.kind, Kind::Ambiguous);
+        }
+        assert_eq!(store.begun.load(Ordering::Relaxed), CHANGES as u32);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(store.ended.load(Ordering::Relaxed), CHANGES as u32);
+        let error = caller.read("a".to_owned(), 1).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Ambiguous);
+    }
+}

@@ -8,8 +8,9 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use nbd_rs_commit_log::{Kind, Position, Record};
 use nbd_rs_plugin::Bytes;
 
+use super::payloads::Payload;
 use super::shared::Shared;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind as ErrorKind, Result};
 
 /// Records that are read at once.
 const MAX_AHEAD: usize = 16;
@@ -111,8 +112,25 @@ impl Entries {
     }
 }
 
+/// From whoever has it, also if that is away for a while.
+async fn payload(shared: &Shared, position: Position) -> Result<Payload> {
+    let timing = shared.config.timing;
+    let until = shared.now() + timing.start;
+    loop {
+        let error = match shared.payload(position).await {
+            Ok(payload) => return Ok(payload),
+            Err(error) => error,
+        };
+        let is_final = matches!(error.kind, ErrorKind::Corrupt | ErrorKind::NotFound);
+        if is_final || shared.has_ended() || shared.now() >= until {
+            return Err(error);
+        }
+        shared.sleep(shared.jitter(timing.retry_most)).await;
+    }
+}
+
 async fn read(shared: Arc<Shared>, record: Record, bytes: u64) -> Result<(LogEntry, u64)> {
-    let payload = shared.payload(record.position).await?;
+    let payload = payload(&shared, record.position).await?;
     let entry = LogEntry {
         position: record.position,
         kind: record.kind,

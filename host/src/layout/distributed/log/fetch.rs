@@ -13,7 +13,7 @@ impl Shared {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if no backend has it any more; [`Kind::Corrupt`] if it is damaged wherever it
-    /// was found; else the last backend's.
+    /// lies; else that of a backend that may have it.
     pub(super) async fn payload(&self, position: Position) -> Result<Payload> {
         if let Some(payload) = self.core().payload(position) {
             return Ok(payload);
@@ -26,6 +26,7 @@ impl Shared {
             match self.read_payload(backend, slot, seal, position).await {
                 Ok(Some(payload)) => return Ok(payload),
                 Ok(None) => {}
+                Err(error) if error.kind == Kind::Corrupt && last.is_some() => {}
                 Err(error) => last = Some(error.context(self.callers[backend].name())),
             }
         }

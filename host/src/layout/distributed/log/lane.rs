@@ -11,13 +11,16 @@ use super::payloads::Payload;
 use super::shared::Shared;
 use super::slots::Ahead;
 use super::store::Created;
-use crate::error::{Kind, Result};
+use crate::error::Result;
 
 /// What was learnt of a slot.
 type Found = Option<(u64, Entry, Seal)>;
 
-/// Until the owner has ended.
-pub(super) async fn run(shared: Arc<Shared>, backend: usize) {
+/// Until the owner has ended. One that `waits` has no part in what is chosen.
+pub(super) async fn run(shared: Arc<Shared>, backend: usize, waits: bool) {
+    if waits {
+        shared.chosen().await;
+    }
     let mut lane = Lane {
         shared,
         backend,
@@ -134,10 +137,6 @@ impl Lane {
 
     async fn fetched(&self, record: Record) -> Result<Payload> {
         let payload = self.shared.payload(record.position).await;
-        payload.inspect_err(|error| {
-            if error.kind == Kind::NotFound {
-                self.shared.is_in_vain(error);
-            }
-        })
+        payload.inspect_err(|error| self.shared.is_unreadable(record.position, error))
     }
 }

@@ -73,9 +73,9 @@ impl Log {
     /// [`Io`](crate::error::Kind::Io), with each backend's reason, if too few answered in time. Fences
     /// may have been put all the same.
     pub async fn open(config: Config, stores: Vec<Arc<dyn LogStore>>) -> Result<(Self, Entries)> {
-        let shared = open::open(config, stores).await?;
-        let entries = Entries::new(shared.clone());
-        Ok((Self { shared }, entries))
+        let log = open::open(config, stores).await?;
+        let entries = Entries::new(log.shared.clone());
+        Ok((log, entries))
     }
 
     /// Who this owner is.

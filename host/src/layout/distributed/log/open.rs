@@ -1,5 +1,6 @@
 //! A start: see what is there, fence, choose, write the start record, get the lease.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use nbd_rs_commit_log::{Epoch, Event, Phase, Stage};
 use super::call::Caller;
 use super::config::Config;
 use super::scan::{scan, Seen};
-use super::shared::{closed, Shared};
+use super::shared::Shared;
 use super::store::LogStore;
-use super::{lane, watch};
+use super::{lane, watch, Log};
 use crate::error::{Error, Kind, Result};
 use crate::layout::distributed::environment::within;
 
@@ -20,13 +21,14 @@ const ATTEMPTS: u32 = 8;
 /// Why a start did not succeed.
 enum Failed {
     /// Somebody with a greater epoch was met, or the log was cut meanwhile: a new owner may succeed.
-    InVain(Error),
+    /// The greatest epoch counter that was met or used comes with it, and who is to be left out.
+    InVain(Error, u64, BTreeSet<usize>),
     /// It will not.
     ForGood(Error),
 }
 
 /// Starts an owner that has its lease.
-pub(super) async fn open(config: Config, stores: Vec<Arc<dyn LogStore>>) -> Result<Arc<Shared>> {
+pub(super) async fn open(mut config: Config, stores: Vec<Arc<dyn LogStore>>) -> Result<Log> {
     if stores.len() != config.quorum.backends() {
         let text = format!("{} stores for {:?}", stores.len(), config.quorum);
         return Err(Error::new(Kind::Invalid, text));
@@ -36,12 +38,18 @@ pub(super) async fn open(config: Config, stores: Vec<Arc<dyn LogStore>>) -> Resu
     let callers: Arc<Vec<Caller>> = Arc::new(stores.into_iter().map(caller).collect());
     let deadline = environment.now() + timing.start;
     let mut attempt = 0;
+    let mut left_out = BTreeSet::new();
     loop {
         attempt += 1;
-        let error = match once(&config, &callers, deadline).await {
-            Ok(shared) => return Ok(shared),
+        let error = match once(&config, &callers, &left_out, deadline).await {
+            Ok(log) => return Ok(log),
             Err(Failed::ForGood(error)) => return Err(error),
-            Err(Failed::InVain(error)) => error,
+            Err(Failed::InVain(error, counter, others)) => {
+                left_out.extend(others);
+                // An epoch is used once, also where nothing is left of it.
+                config.counter_seen = config.counter_seen.max(counter);
+                error
+            }
         };
         if attempt == ATTEMPTS || environment.now() >= deadline {
             let error = error.context("the log could not be taken over, again and again");
@@ -60,23 +68,29 @@ pub(super) async fn open(config: Config, stores: Vec<Arc<dyn LogStore>>) -> Resu
 async fn once(
     config: &Config,
     callers: &Arc<Vec<Caller>>,
+    left_out: &BTreeSet<usize>,
     deadline: Duration,
-) -> Result<Arc<Shared>, Failed> {
+) -> Result<Log, Failed> {
     let began = config.environment.now();
     let seen = scan(config, callers, deadline).await;
     let seen = seen.map_err(|errors| Failed::ForGood(too_few(callers, &errors, "be read")))?;
-    let shared = begin(config, callers, seen)?;
-    let started = Start { shared, began };
-    match started.wait(deadline).await {
-        Ok(()) => Ok(started.shared),
-        Err(failed) => {
-            started.shared.end(closed());
-            Err(failed)
-        }
-    }
+    let shared = begin(config, callers, left_out, seen)?;
+    // Whatever comes in between, also that nobody waits any more, ends this owner.
+    let log = Log { shared };
+    let start = Start {
+        shared: &log.shared,
+        began,
+    };
+    start.wait(deadline).await?;
+    Ok(log)
 }
 
-fn begin(config: &Config, callers: &Arc<Vec<Caller>>, seen: Seen) -> Result<Arc<Shared>, Failed> {
+fn begin(
+    config: &Config,
+    callers: &Arc<Vec<Caller>>,
+    left_out: &BTreeSet<usize>,
+    seen: Seen,
+) -> Result<Arc<Shared>, Failed> {
     let before = seen.newest.counter.max(config.counter_seen);
     let too_many = || Failed::ForGood(Error::new(Kind::Corrupt, "no epoch is left"));
     let epoch = Epoch {
@@ -85,20 +99,21 @@ fn begin(config: &Config, callers: &Arc<Vec<Caller>>, seen: Seen) -> Result<Arc<
     };
     let shared = Shared::new(config.clone(), callers.clone(), epoch, seen.known);
     for backend in 0..callers.len() {
-        let task = lane::run(shared.clone(), backend);
+        let waits = left_out.contains(&backend);
+        let task = lane::run(shared.clone(), backend, waits);
         config.environment.spawn(Box::pin(task));
     }
     Ok(shared)
 }
 
-struct Start {
-    shared: Arc<Shared>,
+struct Start<'a> {
+    shared: &'a Arc<Shared>,
     began: Duration,
 }
 
-impl Start {
+impl Start<'_> {
     async fn wait(&self, deadline: Duration) -> Result<(), Failed> {
-        let shared = &self.shared;
+        let shared = self.shared;
         let mut changes = shared.changes();
         while !self.is_serving()? {
             self.check(deadline)?;
@@ -117,15 +132,20 @@ impl Start {
 
     fn is_serving(&self) -> Result<bool, Failed> {
         let core = self.shared.core();
-        match core.ended.clone().or_else(|| core.in_vain.clone()) {
-            Some(error) => Err(Failed::InVain(error)),
+        let ended = core.ended.clone().map(|error| (error, BTreeSet::new()));
+        match ended.or_else(|| core.in_vain.clone()) {
+            Some((error, left_out)) => {
+                let newest = core.known.iter().map(|known| known.newest().counter);
+                let counter = newest.fold(self.shared.epoch.counter, u64::max);
+                Err(Failed::InVain(error, counter, left_out))
+            }
             None => Ok(core.owner.stage() == Stage::Serving),
         }
     }
 
     /// Says when nobody is waited for any longer.
     fn check(&self, deadline: Duration) -> Result<(), Failed> {
-        let shared = &self.shared;
+        let shared = self.shared;
         if shared.now() >= deadline {
             let errors: Vec<_> = {
                 let core = shared.core();

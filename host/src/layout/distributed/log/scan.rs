@@ -56,6 +56,13 @@ pub(super) async fn scan(
     if done < config.quorum.fence() {
         return Err(errors);
     }
+    let now = environment.now();
+    for (known, error) in known.iter_mut().zip(errors) {
+        // One that is only slow is listened to again.
+        known.answered = if error.is_none() { now } else { began };
+        known.away_since = error.as_ref().map(|_| began);
+        known.error = error;
+    }
     let newest = known.iter().map(Known::newest);
     let newest = newest.fold(Epoch::default(), Epoch::max);
     Ok(Seen { known, newest })

@@ -1,7 +1,7 @@
 //! What the tasks of a log share: the owner's machine and what waits for it, under one lock that is
 //! never held over a wait.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,8 +47,8 @@ pub(super) struct Core {
     pub(super) ended: Option<Error>,
     /// No more records are taken in.
     closing: bool,
-    /// Why a start has to be made again.
-    pub(super) in_vain: Option<Error>,
+    /// Why a start has to be made again, and who is to be left out of it.
+    pub(super) in_vain: Option<(Error, BTreeSet<usize>)>,
 }
 
 impl Core {
@@ -197,11 +197,38 @@ impl Shared {
         time / 2 + time / 2 * part / 1000
     }
 
-    /// A start that can't succeed: it has to be made again.
-    pub(super) fn is_in_vain(&self, error: &Error) {
+    /// A record of the chosen log can't be had. Where that ends a start, it has to be made again.
+    ///
+    /// If the record is gone, the log was cut meanwhile. If it is damaged wherever it lies, and the
+    /// other backends are enough to choose from, those it lies on are as good as away: they wait until
+    /// a log was chosen without them.
+    pub(super) fn is_unreadable(&self, position: Position, error: &Error) {
         let mut core = self.core();
-        if matches!(core.owner.stage(), Stage::Fencing | Stage::Starting) {
-            core.in_vain = Some(error.clone());
+        if core.owner.stage() != Stage::Starting {
+            return;
+        }
+        let known = core.known.iter().enumerate();
+        let holders = known.filter(|(_, known)| known.place(position).is_some());
+        let holders: BTreeSet<usize> = holders.map(|(backend, _)| backend).collect();
+        let is_enough = self.callers.len() - holders.len() >= self.config.quorum.fence();
+        match error.kind {
+            Kind::NotFound => core.in_vain = Some((error.clone(), BTreeSet::new())),
+            Kind::Corrupt if is_enough => core.in_vain = Some((error.clone(), holders)),
+            _ => {}
+        }
+    }
+
+    /// Waits until a log was chosen.
+    pub(super) async fn chosen(&self) {
+        let mut changes = self.changes();
+        loop {
+            {
+                let core = self.core();
+                if core.ended.is_some() || core.owner.stage() != Stage::Fencing {
+                    return;
+                }
+            }
+            let _ = changes.changed().await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The log over backends in memory that fail as told.
 
 mod owners;
+mod real;
 mod replicas;
-mod rig;
+pub(super) mod rig;
 mod simulation;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use super::rig::{body, lock, seconds, Stage};
+use nbd_rs_commit_log::{Entry, Epoch};
+
+use super::rig::{body, lock, seconds, Stage, VOLUME};
 use crate::error::Kind;
 use crate::layout::distributed::log;
-use crate::layout::distributed::log::object::slot_key;
+use crate::layout::distributed::log::object::{encode_slot, slot_key, Seal};
 
 #[tokio::test(start_paused = true)]
 async fn c17_f4_f67_the_older_of_two_owners_ends_and_never_acknowledges_again() {
@@ -193,4 +195,81 @@ async fn c23_a_closed_log_is_whole_on_every_backend() {
     server.log.close(Duration::from_secs(60)).await.unwrap();
     let slots = |at: usize| lock(&stage.disks[at].objects).len();
     assert_eq!([slots(0), slots(1), slots(2)], [12, 12, 12]);
+}
+
+/// Its counter is not known before, and the backend is too slow for the first look.
+#[tokio::test(start_paused = true)]
+async fn c17_an_epoch_that_only_a_slow_backend_knows_is_passed() {
+    let stage = Stage::new(3, 20);
+    let server = stage.serve().await;
+    server.say("a").await.unwrap();
+    server.log.close(Duration::from_secs(5)).await.unwrap();
+    let epoch = Epoch {
+        counter: 100,
+        owner: 77,
+    };
+    let fence = encode_slot(VOLUME, 3, &Entry::Fence(epoch), Seal::default());
+    lock(&stage.disks[2].objects).insert(slot_key(3), fence);
+    let ways = stage.ways();
+    ways[2].set(|faults| faults.latency = Duration::from_millis(2900));
+    let next = stage.serve_by(ways).await.unwrap();
+    assert_eq!(next.log.epoch().counter, 101);
+    assert_eq!(next.texts(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_nobody_waits_for_any_more_asks_nothing_any_more() {
+    let stage = Stage::new(3, 21);
+    let ways = stage.ways();
+    ways[0].is_away(true);
+    ways[1].set(|faults| faults.lost = 1000);
+    let start = stage.open(ways.clone());
+    assert!(tokio::time::timeout(Duration::from_secs(20), start)
+        .await
+        .is_err());
+    seconds(60).await;
+    let calls = || ways.iter().map(|way| *lock(&way.calls)).sum::<u64>();
+    let before = calls();
+    seconds(600).await;
+    assert_eq!(calls(), before);
+}
+
+/// Nobody newer wrote it, so it is no reason to end, or to be without a lease.
+#[tokio::test(start_paused = true)]
+async fn f53_what_an_older_owner_left_in_the_next_slot_is_passed() {
+    let stage = Stage::new(3, 22);
+    let server = stage.serve().await;
+    let epoch = Epoch {
+        counter: 0,
+        owner: 77,
+    };
+    for disk in &stage.disks {
+        let fence = encode_slot(VOLUME, 2, &Entry::Fence(epoch), Seal::default());
+        lock(&disk.objects).insert(slot_key(2), fence);
+    }
+    seconds(60).await;
+    assert!(server.log.may_read());
+    server.say("a").await.unwrap();
+    drop(server);
+    assert_eq!(stage.serve().await.texts(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_checkpoint_stands_for_is_given_to_no_backend_that_lacks_it() {
+    let stage = Stage::new(3, 23);
+    let ways = stage.ways();
+    ways[2].is_away(true);
+    let server = stage.serve_by(ways).await.unwrap();
+    for n in 0..20 {
+        server.say(&format!("{n}")).await.unwrap();
+    }
+    let all = server.log.append(log::Kind::Checkpoint, body("all"));
+    all.await.unwrap();
+    server.say("x").await.unwrap();
+    drop(server);
+    let next = stage.serve().await;
+    assert_eq!(next.texts(), ["all", "x"]);
+    next.until(2, |status| status.behind_records == 0).await;
+    // A fence, the checkpoint, the record, and the start record.
+    assert_eq!(stage.disks[2].keys("log/").len(), 4);
 }

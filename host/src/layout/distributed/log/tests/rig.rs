@@ -23,20 +23,19 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Chance and time of one world.
-pub(super) struct World {
+pub(in crate::layout::distributed::log) struct World {
     began: Instant,
     random: Mutex<u64>,
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Arc<Self> {
+    pub(in crate::layout::distributed::log) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
             began: Instant::now(),
             random: Mutex::new(seed),
         })
     }
 
-    /// splitmix64.
     pub(super) fn below(&self, bound: u64) -> u64 {
         self.random() % bound.max(1)
     }
@@ -60,6 +59,7 @@ impl Environment for World {
         drop(tokio::spawn(task));
     }
 
+    /// splitmix64.
     fn random(&self) -> u64 {
         let mut state = lock(&self.random);
         *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -127,7 +127,6 @@ pub(super) struct Way {
     pub(super) faults: Mutex<Faults>,
     /// How many calls were made.
     pub(super) calls: Mutex<u64>,
-    /// The largest object that was read, in bytes.
     world: Arc<World>,
     name: String,
 }

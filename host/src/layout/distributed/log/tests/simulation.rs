@@ -10,6 +10,7 @@ use nbd_rs_commit_log::{Epoch, Phase};
 use super::rig::{body, lock, Faults, Server, Stage, Way};
 use crate::error::Kind;
 use crate::layout::distributed::environment::Environment;
+use crate::layout::distributed::log::object::HEADER_BYTES;
 use crate::layout::distributed::log::{self, Appended, Position, Quorum};
 
 /// Worlds in one run; `NBD_RS_WORLDS` sets another number, `NBD_RS_TEST_SEED` the first.
@@ -90,6 +91,8 @@ impl Judge {
 
 struct Play {
     stage: Stage,
+    /// Payloads are damaged; else slots may be lost.
+    flips: bool,
     judge: Mutex<Judge>,
 }
 
@@ -280,6 +283,7 @@ impl Play {
                 }
                 2 => self.all_ways(&seats, which, true),
                 3 => self.all_ways(&seats, which, false),
+                4 if self.flips => self.flip(),
                 _ if seats.is_empty() => seats.push(self.seat()),
                 _ => {
                     let seat = &seats[which % seats.len()];
@@ -297,6 +301,18 @@ impl Play {
         for seat in seats {
             seat.ways[which % seat.ways.len()].is_away(away);
         }
+    }
+
+    /// One byte of a payload on the first backend. There are others that have it, if W is not 1.
+    fn flip(&self) {
+        let disk = &self.stage.disks[0];
+        let is_long = |key: &String| lock(&disk.objects)[key].len() > HEADER_BYTES;
+        let slots: Vec<String> = disk.keys("log/").into_iter().filter(is_long).collect();
+        if slots.is_empty() {
+            return;
+        }
+        let key = &slots[self.below(slots.len() as u64) as usize];
+        disk.damage(key, HEADER_BYTES);
     }
 
     /// All that was under way has arrived, and the newest slots of one backend are lost.
@@ -371,11 +387,16 @@ async fn world(seed: u64) -> Judge {
     stage.quorum = Quorum::new(backends, write).expect("possible");
     stage.backlog_bytes = 200;
     let bears_loss = write > 1;
+    let flips = bears_loss && seed.is_multiple_of(4);
     let judge = Mutex::default();
-    let play = Arc::new(Play { stage, judge });
+    let play = Arc::new(Play {
+        stage,
+        flips,
+        judge,
+    });
     for _ in 0..2 {
         play.chaos().await;
-        if bears_loss && play.below(2) == 0 {
+        if bears_loss && !flips && play.below(2) == 0 {
             play.power_cut().await;
         }
         play.settle().await;
