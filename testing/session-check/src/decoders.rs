@@ -1,6 +1,10 @@
 //! Every decoder of bytes and texts from outside, by itself: no panic on anything, and what was
 //! decoded says the same as the bytes did.
 
+use nbd_rs::layout::distributed::log::object::{
+    decode_floor, decode_slot, encode_floor, encode_slot, HEADER_BYTES,
+};
+use nbd_rs::layout::sharded::Uuid;
 use nbd_rs::location::Location;
 use nbd_rs::nbd::wire::option::{InfoRequest, MetaContextRequest, OptionHeader};
 use nbd_rs::nbd::wire::request::{BlockStatusPayload, Request};
@@ -25,10 +29,12 @@ pub enum Decoder {
     Values,
     /// A library before it is loaded.
     Library,
+    /// Slots and floors of a commit log.
+    Log,
 }
 
 /// All of them; the first byte of an input is an index here.
-pub const DECODERS: [Decoder; 7] = [
+pub const DECODERS: [Decoder; 8] = [
     Decoder::Headers,
     Decoder::Info,
     Decoder::MetaContext,
@@ -36,6 +42,7 @@ pub const DECODERS: [Decoder; 7] = [
     Decoder::Location,
     Decoder::Values,
     Decoder::Library,
+    Decoder::Log,
 ];
 
 /// Runs the decoder that the first byte names on the rest.
@@ -54,6 +61,7 @@ pub fn run(bytes: &[u8]) {
         Decoder::Location => location(&String::from_utf8_lossy(bytes)),
         Decoder::Values => values(&String::from_utf8_lossy(bytes)),
         Decoder::Library => library(bytes),
+        Decoder::Log => log(bytes),
     }
 }
 
@@ -111,6 +119,24 @@ fn library(bytes: &[u8]) {
         // Cut right behind its head it can't be whole.
         assert!(nbd_rs::plugin::check_library(&bytes[..64]).is_err());
     }
+}
+
+/// Its checksum is put right, and it is of the volume and the place that it says.
+fn log(bytes: &[u8]) {
+    let mut header = bytes.to_vec();
+    header.resize(HEADER_BYTES, 0);
+    let (covered, checksum) = header.split_at_mut(HEADER_BYTES - 4);
+    checksum.copy_from_slice(&crc32c::crc32c(covered).to_le_bytes());
+    let volume = Uuid(header[8..24].try_into().unwrap_or_default());
+    let number = u64::from_le_bytes(header[24..32].try_into().unwrap_or_default());
+    if let Ok((entry, seal)) = decode_slot(volume, number, &header) {
+        assert_eq!(encode_slot(volume, number, &entry, seal), header);
+        assert!(decode_slot(volume, number ^ 1, &header).is_err());
+    }
+    if let Ok(floor) = decode_floor(volume, number, &header) {
+        assert_eq!(encode_floor(volume, number, &floor), header);
+    }
+    assert!(decode_slot(volume, number, bytes).is_err() || bytes == header);
 }
 
 fn values(text: &str) {

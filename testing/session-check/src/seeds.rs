@@ -8,7 +8,9 @@ use nbd_rs::layout::distributed::format::map::{Base, MapPage};
 use nbd_rs::layout::distributed::format::names::{Names, Object};
 use nbd_rs::layout::distributed::format::root::{Holds, PackUnits, Root, Run};
 use nbd_rs::layout::distributed::format::{Named, Version};
+use nbd_rs::layout::distributed::log::object::{encode_floor, encode_slot, Seal};
 use nbd_rs::layout::uuid::Uuid as VolumeUuid;
+use nbd_rs_commit_log::{Entry, Epoch, Floor, Kind, Position, Record};
 use nbd_rs_journal::change::{Change, What};
 use nbd_rs_journal::data::Data;
 use nbd_rs_journal::format::record::{Contents, Header, RecordKind, Stamp};
@@ -210,7 +212,35 @@ fn decoders() -> Vec<(String, Vec<u8>)> {
     add("duration", Decoder::Values, b"250ms");
     // x86_64; on other machines it stops at the second look.
     add("library", Decoder::Library, &crate::elf::library(62));
+    let (slot, floor) = log();
+    add("log-slot", Decoder::Log, &slot);
+    add("log-floor", Decoder::Log, &floor);
     seeds
+}
+
+/// The second record of an owner, copied by the next one, and a floor.
+fn log() -> (Vec<u8>, Vec<u8>) {
+    let epoch = |counter| Epoch { counter, owner: 9 };
+    let at = |seq| Position {
+        epoch: epoch(1),
+        seq,
+    };
+    let record = Record {
+        position: at(2),
+        prev: Some(at(1)),
+        kind: Kind::Data,
+    };
+    let entry = Entry::Record {
+        writer: epoch(2),
+        record,
+    };
+    let floor = Floor {
+        slot: 5,
+        fence: epoch(2),
+    };
+    let volume = VolumeUuid([7; 16]);
+    let slot = encode_slot(volume, 6, &entry, Seal::of(&[b"payload"]));
+    (slot, encode_floor(volume, 1, &floor))
 }
 
 /// Records of a journal with one write each, and a trim.
@@ -315,7 +345,7 @@ fn changes() -> Changes {
 fn checkpoint() -> Root {
     let run = |unit, units, holds| Run { unit, units, holds };
     Root {
-        through: nbd_rs_commit_log::Position {
+        through: Position {
             epoch: Version::default().epoch,
             seq: 9,
         },
