@@ -1,11 +1,14 @@
 //! Owners that follow each other, meet, sleep and collect.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nbd_rs_commit_log::{Entry, Epoch};
+use nbd_rs_plugin::Bytes;
 
-use super::rig::{body, lock, seconds, Stage, VOLUME};
-use crate::error::Kind;
+use super::rig::{body, lock, seconds, Disk, Stage, VOLUME};
+use crate::backend::Later;
+use crate::error::{Error, Kind};
 use crate::layout::distributed::log;
 use crate::layout::distributed::log::object::{encode_slot, slot_key, Seal};
 
@@ -272,4 +275,77 @@ async fn what_a_checkpoint_stands_for_is_given_to_no_backend_that_lacks_it() {
     next.until(2, |status| status.behind_records == 0).await;
     // A fence, the checkpoint, the record, and the start record.
     assert_eq!(stage.disks[2].keys("log/").len(), 4);
+}
+
+/// Says no at first, and looks at how much the log has by then.
+struct Names {
+    disks: Vec<Arc<Disk>>,
+    asked: Mutex<Vec<(usize, usize, Vec<u8>)>>,
+}
+
+impl log::Prepare for Names {
+    fn checkpoint(&self, backend: usize, _: log::Position, payload: Bytes) -> Later<()> {
+        let mut asked = lock(&self.asked);
+        let is_first = !asked.iter().any(|(it, _, _)| *it == backend);
+        let slots = self.disks[backend].keys("log/").len();
+        asked.push((backend, slots, payload.to_vec()));
+        Box::pin(async move {
+            match is_first {
+                true => Err(Error::new(Kind::Transient, "not yet")),
+                false => Ok(()),
+            }
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_is_put_on_a_backend_when_what_it_names_is_there() {
+    let mut stage = Stage::new(3, 24);
+    let names = Arc::new(Names {
+        disks: stage.disks.clone(),
+        asked: Mutex::default(),
+    });
+    stage.prepare = names.clone();
+    let server = stage.serve().await;
+    let checkpoint = server.log.append(log::Kind::Checkpoint, body("all"));
+    checkpoint.await.unwrap();
+    for backend in 0..3 {
+        server.until(backend, |it| it.behind_records == 0).await;
+    }
+    let asked = std::mem::take(&mut *lock(&names.asked));
+    for backend in 0..3 {
+        // Behind the fence and the start record, with nothing put before it was ready.
+        let of = asked.iter().filter(|(it, _, _)| *it == backend);
+        let of: Vec<_> = of
+            .map(|(_, slots, payload)| (*slots, &payload[..]))
+            .collect();
+        assert_eq!(of, [(2, &b"all"[..]); 2]);
+        assert_eq!(stage.disks[backend].keys("log/").len(), 3);
+    }
+}
+
+/// The second line where backends have lost slots: nobody knows that there is no newer one.
+#[tokio::test(start_paused = true)]
+async fn c17_without_a_lease_nothing_is_acknowledged() {
+    let stage = Stage::new(3, 25);
+    let server = stage.serve().await;
+    server.say("a").await.unwrap();
+    for way in &server.ways {
+        way.set(|faults| faults.failed_reads = 1000);
+    }
+    // The lease lasts as long as records are taken, and no longer.
+    for _ in 0..10 {
+        server.say("taken").await.unwrap();
+        seconds(8).await;
+    }
+    seconds(3).await;
+    assert!(!server.log.may_read());
+    let mut waits = server.log.append(log::Kind::Data, body("late"));
+    let waited = waits.within(Duration::from_secs(60)).await;
+    assert_eq!(waited.unwrap_err().kind, Kind::Timeout);
+    for way in &server.ways {
+        way.set(|faults| faults.failed_reads = 0);
+    }
+    waits.within(Duration::from_secs(5)).await.unwrap();
+    assert!(server.log.may_read());
 }

@@ -107,6 +107,8 @@ impl Disk {
 pub(super) struct Faults {
     /// Nothing comes through.
     pub(super) away: bool,
+    /// A read fails.
+    pub(super) failed_reads: u64,
     /// Each call takes up to so much longer.
     pub(super) latency: Duration,
     /// A change is lost on its way.
@@ -228,6 +230,9 @@ impl LogStore for Held {
         let way = self.0.clone();
         Box::pin(async move {
             way.there().await?;
+            if way.world.happens(way.faults().failed_reads) {
+                return Err(away());
+            }
             let found = lock(&way.disk.objects).get(&key).cloned();
             way.back().await?;
             let Some(bytes) = found else {
@@ -274,6 +279,7 @@ pub(super) struct Stage {
     pub(super) quorum: Quorum,
     pub(super) timing: Timing,
     pub(super) backlog_bytes: u64,
+    pub(super) prepare: Arc<dyn Prepare>,
     owners: Mutex<u64>,
 }
 
@@ -293,6 +299,7 @@ impl Stage {
             quorum: Quorum::majority(backends).expect("at least one"),
             timing: Timing::default(),
             backlog_bytes: 1 << 20,
+            prepare: Arc::new(NothingNamed),
             owners: Mutex::new(0),
         }
     }
@@ -315,7 +322,7 @@ impl Stage {
             timing: self.timing,
             backlog_bytes: self.backlog_bytes,
             environment: self.world.clone(),
-            prepare: Arc::new(NothingNamed),
+            prepare: self.prepare.clone(),
         }
     }
 

@@ -256,6 +256,7 @@ impl Play {
         let chance = |most: u64| if calm { 0 } else { self.below(most) };
         let faults = Faults {
             away: self.below(6) == 0,
+            failed_reads: chance(100),
             latency: Duration::from_millis(1 + self.below(200)),
             lost: chance(100),
             unknown: chance(100),
