@@ -1,6 +1,6 @@
 //! `nbd-rs check`: does what lies on the store agree with what the state pages say?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nbd_rs_plugin::{GetFlags, Meta};
 
@@ -94,6 +94,7 @@ pub async fn check(
         report: Report::default(),
         deep: deep && record.way == Way::Whole,
         states: BTreeMap::new(),
+        unknown: Unknown::default(),
         record,
         names,
         store,
@@ -109,7 +110,23 @@ struct Check {
     record: VolumeRecord,
     deep: bool,
     states: BTreeMap<u64, StatePage>,
+    unknown: Unknown,
     report: Report,
+}
+
+/// Shards of which nothing can be said, because what says it is lost: they may hold data.
+#[derive(Default)]
+struct Unknown {
+    /// The index is lost, so all of them.
+    all: bool,
+    /// State pages that are lost.
+    pages: BTreeSet<u64>,
+}
+
+impl Unknown {
+    fn contains(&self, shard: u64) -> bool {
+        self.all || self.pages.contains(&(shard / PAGE_SHARDS))
+    }
 }
 
 /// Whether an error is about what lies there, and not about the way to it.
@@ -144,6 +161,7 @@ impl Check {
                     Some(_) => Finding::Damaged,
                     None => Finding::Missing,
                 };
+                self.unknown.all = true;
                 self.report.add(finding, &key, error.message);
                 Vec::new()
             }
@@ -151,15 +169,19 @@ impl Check {
         };
         for page in pages {
             let key = self.names.page(page);
-            match self.store.read(key.clone()).await? {
-                None => self.report.add(Finding::Missing, &key, "a state page"),
+            let (finding, text) = match self.store.read(key.clone()).await? {
+                None => (Finding::Missing, "a state page".into()),
                 Some((bytes, _)) => match StatePage::decode(self.record.uuid, page, &bytes) {
                     Ok((states, ..)) => {
                         self.states.insert(page, states);
+                        continue;
                     }
-                    Err(error) => self.report.add(Finding::Damaged, &key, error.message),
+                    Err(error) => (Finding::Damaged, error.message),
                 },
-            }
+            };
+            self.unknown.pages.insert(page);
+            let text = format!("{text}, so nothing can be said of its shards");
+            self.report.add(finding, &key, text);
         }
         Ok(())
     }
@@ -223,6 +245,9 @@ impl Check {
 
     async fn shard(&mut self, meta: &Meta, shard: u64, pages: Option<&Pages>) -> Result<()> {
         let (key, size) = (meta.key.as_str(), meta.size);
+        if self.unknown.contains(shard) {
+            return Ok(());
+        }
         let state = self.state(shard);
         if state.is_none_or(|state| state == State::Never) {
             let text = "its shard reads as zeros; the next write there replaces it";

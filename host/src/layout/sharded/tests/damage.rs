@@ -161,6 +161,27 @@ fn c21_a_lost_state_page_or_index_is_an_error_and_never_zeros() {
 }
 
 #[test]
+fn c21_check_calls_no_shard_a_leftover_whose_state_is_lost() {
+    block_on(async {
+        for name in ["/state/", "/index"] {
+            let store = filled(Way::Whole).await;
+            let key = named(&store, name).remove(0);
+            let mut object = store.peek(&key).unwrap();
+            object[40] ^= 1;
+            for damaged in [Some(object), None] {
+                store.remove(&key);
+                if let Some(object) = damaged {
+                    store.insert(&key, object);
+                }
+                let report = found(&store).await;
+                assert!(report.has_damage(), "{name}");
+                assert_eq!(report.findings.len(), 1, "{name}: {report:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn c21_a_state_page_that_is_lost_while_it_is_served_is_an_error_for_changes() {
     block_on(async {
         let (store, volume, _rig) = fresh(Way::Whole).await;
