@@ -315,9 +315,15 @@ fn split_chain<'t>(chain: &'t str, lookup: &Lookup<'_>) -> Result<(Vec<String>, 
             let rest = printable(rest, 80);
             // Whatever has an @ may be half of a location with a secret.
             let rest = if rest.contains('@') { "***" } else { &rest };
-            return Err(invalid(format!(
-                "{rest:?} has no scheme: write file:{rest} for a file"
-            )));
+            let is_link =
+                |scheme: &str| lookup(scheme).is_ok_and(|known| known.role != Role::STORE);
+            let text = match rest.split('+').any(is_link) {
+                true => format!(
+                    "no store stands behind {rest:?}, as in cache+retry+s3://bucket/prefix/"
+                ),
+                false => format!("{rest:?} has no scheme: write file:{rest} for a file"),
+            };
+            return Err(invalid(text));
         };
         let mut ended = false;
         for scheme in schemes.split('+') {
@@ -505,6 +511,7 @@ mod tests {
             ("File:/x", "no scheme"),
             ("cache:/x", "cache is a link"),
             ("cache://b", "cache is a link"),
+            ("cache+retry", "no store stands behind"),
             ("cache+cache+file:/x", "named twice"),
             ("file+cache:/x", "file is a store"),
             ("gopher://x", "unknown scheme"),
