@@ -40,7 +40,7 @@ Exit codes:
   2  the command line is wrong; nothing was opened or changed
   3  serve: something acknowledged may not be durable
   4  serve: requests did not end within 30 seconds
-  5  check: data is lost
+  5  check: data is lost; journal verify: a journal is damaged
   75 serve: another server took a volume over
   128 + the signal's number: serve was told twice to stop";
 

@@ -12,8 +12,8 @@ use super::info::access;
 use super::{say, volume, Done, Trouble};
 use crate::error::{quoted as named, Error, Kind, Result};
 use crate::export::Export;
-use crate::journal;
 use crate::journal::open::{How, Place};
+use crate::journal::{self, FlushTo};
 use crate::layout::open::{Access, Volume};
 use crate::nbd::options::Exports;
 use crate::nbd::wire::constants::MAX_STRING_BYTES;
@@ -35,6 +35,10 @@ const SIGXFSZ: i32 = 25;
 
 /// Serves until a signal comes.
 pub(super) fn run(args: Serve, registry: &Registry) -> Done<ExitCode> {
+    if args.gather.no_journal && args.gather.flush == FlushTo::Local {
+        let text = "--flush local waits for the journal, and --no-journal leaves it out";
+        return Err(Trouble::Wrong(Error::new(Kind::Invalid, text)));
+    }
     let asked = understand(&args.export, args.read_only, registry)?;
     let mut signals = runtime::block_on(async { Signals::catch() })?;
     let how = gathering(&args);

@@ -331,7 +331,7 @@ fn lost_record(what: impl std::fmt::Display) -> Error {
 fn busy(owner: &OwnerRecord) -> Error {
     Error::new(
         Kind::Busy,
-        format!("the volume is served by another ({owner}); stop that server first, or say --takeover to shut it out"),
+        format!("the volume is served by another ({owner}); stop that server first, or shut it out with serve --takeover"),
     )
 }
 
