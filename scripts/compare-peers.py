@@ -159,7 +159,11 @@ class Server:
         found = [self.process.pid, *self.daemon()]
         for pid in found:
             for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(child) for child in thread.read_text().split()]
+                try:
+                    found += [int(child) for child in thread.read_text().split()]
+                except FileNotFoundError:
+                    # The thread has ended since it was listed.
+                    pass
         return found
 
     def cpu_seconds(self):

@@ -11,7 +11,10 @@ mod wake;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use crate::error::{Error, Kind, Result};
+use crate::export::Export;
 use crate::nbd::options::Exports;
 use crate::runtime;
 pub use guest_thread::spawn as admit;
@@ -21,6 +24,9 @@ use wake::Waker;
 
 /// Work in flight may take so long when the server goes down.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// And then to flush the volumes and give them back, all of them together: whoever sent the signal has
+/// 90 seconds of patience (systemd).
+const CLOSE_TIME: Duration = Duration::from_secs(50);
 
 /// A running server.
 pub struct Server {
@@ -66,18 +72,27 @@ impl Server {
         // The acceptor's end closes the listeners; a panic there has been printed.
         let _ = self.acceptor.join();
         let unfinished = self.shared.wait_empty(DRAIN_TIME);
-        let mut flushed = Ok(());
-        for export in &self.shared.exports.0 {
-            let closed = runtime::block_on(export.close());
-            if let Err(error) = closed {
-                let name = crate::error::printable(&export.name, 80);
-                tracing::error!("export {name:?}: the last flush failed: {error}");
-                flushed = flushed.and(Err(Error::new(Kind::Io, error.message)));
-            }
-        }
+        let exports = &self.shared.exports.0;
+        let closing = exports.iter().map(|export| close(export));
+        let closed = runtime::block_on(join_all(closing));
+        let flushed = closed.into_iter().fold(Ok(()), Result::and);
         Ending {
             unfinished,
             flushed,
         }
     }
+}
+
+/// Flushes a volume and gives it back, in time.
+async fn close(export: &Export) -> Result<()> {
+    let closed = runtime::timeout(CLOSE_TIME, export.close()).await;
+    let late = |_| {
+        let text = format!("it took longer than {} s", CLOSE_TIME.as_secs());
+        Err(Error::new(Kind::Timeout, text))
+    };
+    closed.unwrap_or_else(late).map_err(|error| {
+        let name = crate::error::printable(&export.name, 80);
+        tracing::error!("export {name:?}: the last flush failed: {error}");
+        Error::new(Kind::Io, error.message)
+    })
 }

@@ -26,6 +26,9 @@ pub struct Timing {
     pub patience: Duration,
     /// So long a delete whose answer nobody has may be on its way.
     pub late: Duration,
+    /// So long a server that was shut out may write into shards in place, which have no condition:
+    /// until its lease is over.
+    pub shut_out: Duration,
 }
 
 impl Default for Timing {
@@ -35,6 +38,7 @@ impl Default for Timing {
             lease: Duration::from_secs(10),
             patience: Duration::from_secs(30),
             late: Duration::from_secs(10),
+            shut_out: Duration::from_secs(10),
         }
     }
 }
@@ -63,6 +67,8 @@ pub(super) struct Lease {
     /// The last epoch before that did not end in order, 0 if all did: late puts of that owner, and
     /// of those before it, may still arrive.
     pub(super) unclean: u64,
+    /// Whether it was taken from somebody who may not know yet.
+    pub(super) shuts_out: bool,
     sequence: AtomicU64,
     own: Mutex<Own>,
     /// Until when nobody else may take over, in milliseconds since the boot.
@@ -132,7 +138,16 @@ impl Lease {
             match store.swap(&key, record.encode(uuid), condition).await? {
                 Swapped::Done(etag) => {
                     let own = Own { record, etag };
-                    let lease = Self::new(store.clone(), key, uuid, timing, own);
+                    let shuts_out = match &last {
+                        Some(last) => !matches!(
+                            last.standing(&process, process::life),
+                            Standing::Released | Standing::Dead
+                        ),
+                        // A record that is lost does not say who it was.
+                        None => epoch > 1,
+                    };
+                    let lease =
+                        Self::new(store.clone(), key, uuid, timing, own, takeover && shuts_out);
                     lease.confirmed(began);
                     runtime::handle().spawn(beat(Arc::downgrade(&lease), timing.heartbeat));
                     return Ok(Some(lease));
@@ -143,10 +158,18 @@ impl Lease {
         }
     }
 
-    fn new(store: Store, key: String, uuid: Uuid, timing: Timing, own: Own) -> Arc<Self> {
+    fn new(
+        store: Store,
+        key: String,
+        uuid: Uuid,
+        timing: Timing,
+        own: Own,
+        shuts_out: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             epoch: own.record.stamp.epoch,
             unclean: own.record.unclean,
+            shuts_out,
             store,
             key,
             uuid,

@@ -143,6 +143,11 @@ pub async fn open(chain: Chain, how: How) -> Result<Sharded> {
     }
     probe::conditions(&store, &names).await?;
     let lease = take(&store, &names, &record, how.takeover, how.timing).await?;
+    if record.way == Way::InPlace && lease.shuts_out {
+        let seconds = how.timing.shut_out.as_secs();
+        tracing::info!("waiting {seconds} s: until then the server that had the volume may write");
+        tokio::time::sleep(how.timing.shut_out).await;
+    }
     match open_owned(&store, &names, &lease).await {
         Ok(pages) => Ok(Sharded::new(pages, shard, false)),
         Err(error) => {

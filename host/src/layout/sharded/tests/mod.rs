@@ -56,6 +56,7 @@ pub(crate) fn how() -> How {
             lease: Duration::from_secs(20),
             patience: Duration::from_millis(300),
             late: Duration::ZERO,
+            shut_out: Duration::ZERO,
         },
     }
 }

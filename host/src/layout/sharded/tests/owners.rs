@@ -79,6 +79,22 @@ fn c17_after_a_takeover_the_old_server_gets_nothing_acknowledged() {
     });
 }
 
+/// Found by hand: the old server acknowledged writes for as long as it had not looked, and they went
+/// over what the new one had flushed.
+#[test]
+fn c17_a_takeover_of_shards_in_place_waits_until_the_old_server_writes_no_more() {
+    block_on(async {
+        let (store, old, _old_rig) = fresh(Way::InPlace).await;
+        write(&old, 0, 1, SHARD).await.unwrap();
+        let mut how = how();
+        how.timing.shut_out = 3 * how.timing.heartbeat;
+        let (new, _rig) = try_open(&store, how).await;
+        // Nobody asked it anything meanwhile.
+        assert_eq!(kind(write(&old, 0, 2, 10).await), Kind::Fenced);
+        assert_eq!(read(&new.unwrap(), 0, 2).await.unwrap(), [1, 1]);
+    });
+}
+
 #[test]
 fn c17_a_heartbeat_notices_a_takeover_without_a_request() {
     block_on(async {
