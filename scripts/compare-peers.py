@@ -65,7 +65,7 @@ ROWS = [
     Load("randread", "4k", 16, 4),
 ]
 DEPTHS = [Load("randread", "4k", 1 << power) for power in range(7)]
-CLIENTS = [Load("randread", "4k", 16, 1 << power) for power in range(7)]
+CLIENTS = [Load("randread", "4k", 16, 1 << power) for power in range(5)]
 
 
 class Sample(NamedTuple):
@@ -194,7 +194,7 @@ def on_core(core, pin):
 
 
 def measure(server, load, seconds, pin):
-    """One run of fio."""
+    """One run of fio; nothing if the server does not bear it."""
     before = server.cpu_seconds()
     fio = subprocess.Popen(
         [*on_core(0, pin), "fio", "--name=load", "--ioengine=nbd", f"--uri={server.uri()}"]
@@ -207,7 +207,7 @@ def measure(server, load, seconds, pin):
     memory = server.anonymous_mib()
     output, _ = fio.communicate(timeout=seconds + 60)
     if fio.returncode != 0:
-        sys.exit("fio failed")
+        return None
     job = json.loads(output[output.index("{") :])["jobs"][0]
     side = job["read"] if job["read"]["total_ios"] else job["write"]
     cpu = server.cpu_seconds() - before
@@ -227,7 +227,10 @@ def compare(servers, loads, arguments, image):
             for name, command in servers.items():
                 with Server(command, image, arguments.tcp, arguments.pin) as server:
                     sample = measure(server, load, arguments.seconds, arguments.pin)
-                samples.setdefault((load, name), []).append(sample)
+                if sample is None:
+                    print(f"{name} failed: {load}", file=sys.stderr)
+                else:
+                    samples.setdefault((load, name), []).append(sample)
     return {key: Sample(*map(statistics.median, zip(*some))) for key, some in samples.items()}
 
 
@@ -239,12 +242,16 @@ def print_table(medians, loads, names):
         first = medians[load, names[0]]
         cells = [f"{first.per_second:,.0f} ({first.server_cpu_us:.1f} µs)"]
         for name in names[1:]:
-            other = medians[load, name]
+            other = medians.get((load, name))
+            if other is None:
+                cells.append("failed")
+                continue
             ratio = first.per_second / other.per_second
             cells.append(
                 f"{other.per_second:,.0f} ({other.server_cpu_us:.1f} µs) **{ratio:.2f}**"
             )
-        tails = ", ".join(f"{medians[load, name].p99_us:,.0f} µs" for name in names)
+        known = [medians[load, name] for name in names if (load, name) in medians]
+        tails = ", ".join(f"{sample.p99_us:,.0f} µs" for sample in known)
         print(f"| {load} | " + " | ".join(cells) + f" | {tails} |")
 
 
@@ -285,8 +292,11 @@ def draw(medians, names, path):
     width, height = 2 * (PANEL_WIDTH + 2 * MARGIN), PANEL_HEIGHT + 2 * MARGIN + 30
 
     def series(loads, position):
-        points = lambda name: [(position(load), medians[load, name].per_second) for load in loads]
-        return {name: points(name) for name in names}
+        known = [(load, name) for load in loads for name in names if (load, name) in medians]
+        lines = {name: [] for name in names}
+        for load, name in known:
+            lines[name].append((position(load), medians[load, name].per_second))
+        return lines
 
     by_depth = series(DEPTHS, lambda load: load.depth)
     by_clients = series(CLIENTS, lambda load: load.clients)
