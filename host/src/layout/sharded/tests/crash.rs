@@ -161,22 +161,28 @@ fn c08_a_leftover_of_a_trim_is_never_seen_again() {
     });
 }
 
+/// A volume whose server died, and had not been able to delete the objects of shards 3 and 5 of 8.
+async fn died_with_leftovers(way: Way) -> Store {
+    let (store, volume, rig) = fresh(way).await;
+    write(&volume, 0, 7, 8 * SHARD).await.unwrap();
+    volume.flush().await.unwrap();
+    for shard in [3, 5] {
+        rig.fault("shard/", rig::Fault::Fails(Kind::Denied));
+        zero(&volume, shard * SHARD, SHARD, ZeroFlags::NONE)
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(named(&store, "shard/").len(), 8, "leftovers lie there");
+    rig.kill();
+    store
+}
+
 #[test]
 fn c12_the_first_write_after_a_death_is_not_deleted_in_the_place_of_a_leftover() {
     block_on(async {
         for way in [Way::Whole, Way::InPlace] {
-            let (store, volume, rig) = fresh(way).await;
-            write(&volume, 0, 7, 8 * SHARD).await.unwrap();
-            volume.flush().await.unwrap();
-            for shard in [3, 5] {
-                rig.fault("shard/", rig::Fault::Fails(Kind::Denied));
-                zero(&volume, shard * SHARD, SHARD, ZeroFlags::NONE)
-                    .await
-                    .unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            assert_eq!(named(&store, "shard/").len(), 8, "leftovers lie there");
-            rig.kill();
+            let store = died_with_leftovers(way).await;
             let (volume, rig) = open(&store).await;
             // Nothing was read before, so nobody knows of leftovers yet; one delete takes its time.
             let first = rig.hold("shard/000000000003");
@@ -306,17 +312,7 @@ fn c12_a_delete_that_comes_after_the_death_of_its_server_hits_nothing_that_was_p
 fn a_delete_that_was_never_sent_is_not_waited_for_for_ever() {
     block_on(async {
         for way in [Way::Whole, Way::InPlace] {
-            let (store, volume, rig) = fresh(way).await;
-            write(&volume, 0, 7, 8 * SHARD).await.unwrap();
-            volume.flush().await.unwrap();
-            for shard in [3, 5] {
-                rig.fault("shard/", rig::Fault::Fails(Kind::Denied));
-                zero(&volume, shard * SHARD, SHARD, ZeroFlags::NONE)
-                    .await
-                    .unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            rig.kill();
+            let store = died_with_leftovers(way).await;
             let (volume, _rig) = open_with_late_deletes(&store, Duration::from_millis(300)).await;
             write(&volume, 5 * SHARD, 9, 512).await.unwrap();
             let found = read(&volume, 5 * SHARD, 513).await.unwrap();
