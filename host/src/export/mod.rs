@@ -296,7 +296,7 @@ impl Export {
     pub async fn close(&self) -> Result<()> {
         let flushed = match self.read_only {
             true => Ok(()),
-            false => self.layout.flush().await,
+            false => self.layout.flush_at_end().await,
         };
         self.release().await.and(flushed)
     }

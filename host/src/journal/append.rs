@@ -177,7 +177,7 @@ impl Core {
             let _ = runtime::timeout(slow_down, std::future::pending::<()>()).await;
         }
         loop {
-            self.ledger.held().await?;
+            self.held().await?;
             let now = progress.borrow_and_update().clone();
             now.check()?;
             // What frees space on a full store is let through.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_rs_journal::claim::Ticket;
 use nbd_rs_journal::error::Kind as JournalKind;
@@ -98,25 +98,29 @@ pub(super) async fn come_back(core: &Arc<Core>) -> Result<()> {
 pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> Result<()> {
     core.closing.store(true, Ordering::Release);
     core.wake.notify_one();
-    let is_quiet = end(core, shipper).await;
+    let until = Instant::now() + core.timing.close;
+    let is_quiet = end(core, shipper, until).await;
     let died = core.progress.borrow().check();
     let may_ship = is_quiet && died.is_ok();
     let is_used = core.mode() == Mode::Journal && core.journal.failure().is_none();
     let closed = match core.mode() {
-        _ if is_used => close_journal(core, may_ship).await,
+        _ if is_used => close_journal(core, may_ship, until).await,
         Mode::Past => Ok(()),
         Mode::Journal | Mode::Draining => close_without(core, may_ship).await,
     };
-    let (closed, told) = match closed {
-        Ok(()) if is_used => (Ok(()), tell_the_end(core).await),
-        Err(_) if is_used && has_failed(core) => (close_without(core, may_ship).await, Ok(())),
-        closed => (closed, Ok(())),
+    let (closed, tells) = match closed {
+        Ok(()) if is_used => (Ok(()), true),
+        Err(_) if is_used && has_failed(core) => (close_without(core, may_ship).await, false),
+        closed => (closed, false),
     };
-    let given_back = core.volume.close().await.and(told);
-    let is_local = is_used && core.flush_to == FlushTo::Local;
-    match given_back {
-        // All that a flush means is done here: what the store could not be told waits with the rest.
-        Err(error) if is_local && !core.owes_a_flush() && error.kind != Kind::Fenced => {
+    let giving_back = give_back(core, tells);
+    if !is_used || core.flush_to == FlushTo::Remote || core.owes_a_flush() {
+        return giving_back.await.and(died).and(closed);
+    }
+    // All that a flush means is done here: what the store could not be told waits with the rest.
+    let late = |_| Err(Error::new(Kind::Timeout, "the store does not answer"));
+    match runtime::timeout(core.timing.give_back, giving_back).await.unwrap_or_else(late) {
+        Err(error) if error.kind != Kind::Fenced => {
             tracing::warn!("the volume could not be given back: {error}");
             died.and(closed)
         }
@@ -124,12 +128,21 @@ pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> 
     }
 }
 
+/// The volume is given back, and hears what waits in the journal if there is something to tell.
+async fn give_back(core: &Core, tells: bool) -> Result<()> {
+    let told = match tells {
+        true => tell_the_end(core).await,
+        false => Ok(()),
+    };
+    core.volume.close().await.and(told)
+}
+
 /// Ends the shipper. Whether nothing that it sent is under way any more; what is may come late, so
 /// nothing must be sent behind it then.
-pub(super) async fn end(core: &Core, shipper: Option<JoinHandle<()>>) -> bool {
+pub(super) async fn end(core: &Core, shipper: Option<JoinHandle<()>>, until: Instant) -> bool {
     if let Some(mut shipper) = shipper {
         // It ends by itself after what is under way.
-        if runtime::timeout(core.timing.close, &mut shipper)
+        if runtime::timeout(until.saturating_duration_since(Instant::now()), &mut shipper)
             .await
             .is_err()
         {
@@ -161,9 +174,10 @@ async fn close_without(core: &Arc<Core>, may_ship: bool) -> Result<()> {
     gone_past.map_err(|_| slow())?
 }
 
-async fn close_journal(core: &Arc<Core>, may_ship: bool) -> Result<()> {
+async fn close_journal(core: &Arc<Core>, may_ship: bool, until: Instant) -> Result<()> {
     if core.flush_to == FlushTo::Local && may_ship && !core.unshipped.is_empty() {
-        match runtime::timeout(core.timing.close, core.ship_all(true)).await {
+        let left = until.saturating_duration_since(Instant::now());
+        match runtime::timeout(left, core.ship_all(true)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!("what is in the journal can't be shipped now: {error}")

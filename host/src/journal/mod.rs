@@ -209,6 +209,25 @@ impl Core {
         self.progress.borrow().mode
     }
 
+    /// Goes on while the volume is this server's. Where a flush needs only the journal, a store that
+    /// is away is waited for as long as it takes: nothing fails that the journal will keep.
+    ///
+    /// # Errors
+    /// [`Kind::Fenced`] when another took over; [`Kind::Io`] if the store can't be asked for too long,
+    /// and a flush needs it, or the volume is being closed.
+    async fn held(&self) -> Result<()> {
+        loop {
+            let held = self.ledger.held().await;
+            let waits = self.is_local() && !self.closing.load(Ordering::Relaxed);
+            match held {
+                Err(error) if waits && error.kind != Kind::Fenced => {
+                    tracing::debug!("waiting for the store: {error}");
+                }
+                held => return held,
+            }
+        }
+    }
+
     /// Waits until the volume's store has everything up to record `seq`, durably.
     async fn stored(&self, seq: u64) -> Result<()> {
         let mut progress = self.progress.subscribe();
@@ -233,7 +252,7 @@ impl Core {
             if self.closing.load(Ordering::Relaxed) {
                 return Err(Error::new(Kind::Io, "the volume is being closed"));
             }
-            self.ledger.held().await?;
+            self.held().await?;
             let left = end.saturating_duration_since(Instant::now());
             let patience = left.max(Duration::from_secs(1));
             // Also without news: whether the volume is still ours may be news.
@@ -265,6 +284,11 @@ impl Core {
         on_disk(self, note).await
     }
 
+    /// Whether the journal is all that a flush needs.
+    fn is_local(&self) -> bool {
+        self.flush_to == FlushTo::Local && self.mode() == Mode::Journal
+    }
+
     /// Everything acknowledged before the call is at the declared level.
     async fn flush(self: &Arc<Self>) -> Result<()> {
         self.durable(self.journal.last_seq(), true).await
@@ -279,11 +303,9 @@ impl Core {
     /// journal, too.
     async fn durable(self: &Arc<Self>, seq: u64, all: bool) -> Result<()> {
         self.progress.borrow().check()?;
-        self.ledger.held().await?;
+        self.held().await?;
         let went_past = self.went_past.load(Ordering::Acquire);
-        let is_local = self.flush_to == FlushTo::Local
-            && self.mode() == Mode::Journal
-            && self.synced(seq).await.is_ok();
+        let is_local = self.is_local() && self.synced(seq).await.is_ok();
         let was_stored = self.progress.borrow().stored_seq >= seq;
         if !is_local && !was_stored {
             self.stored(seq).await?;
@@ -296,21 +318,26 @@ impl Core {
             self.past_flushed.fetch_max(went_past, Ordering::AcqRel);
         }
         // By the clock it may have been somebody else's meanwhile.
-        self.ledger.held().await
+        self.held().await
     }
 
     /// Reads what waits, and the rest from the volume.
     fn read(self: &Arc<Self>, offset: u64, len: u64, flags: ReadFlags) -> Answer<Data> {
-        if self.unshipped.is_empty() {
+        let is_local = self.flush_to == FlushTo::Local;
+        let is_empty = self.unshipped.is_empty();
+        if is_empty && !is_local {
             return self.volume.read(offset, len, flags);
         }
         if !self.ledger.is_held() {
             let core = self.clone();
             return Answer::later(async move {
-                core.ledger.held().await?;
+                core.held().await?;
                 let flags = flags.without(ReadFlags::LEND_MAPPED);
                 core.read(offset, len, flags).wait().await
             });
+        }
+        if is_empty {
+            return self.volume.read(offset, len, flags);
         }
         let pieces = self.unshipped.read(offset..offset + len);
         if let [piece] = &pieces[..] {
@@ -354,7 +381,7 @@ impl Core {
     }
 
     async fn extents(&self, offset: u64, len: u64, limit: u32) -> Result<Vec<Extent>> {
-        self.ledger.held().await?;
+        self.held().await?;
         let mut extents: Vec<Extent> = Vec::new();
         for piece in self.unshipped.read(offset..offset + len) {
             let len = piece.range.end - piece.range.start;
@@ -469,6 +496,19 @@ impl Layout for Journaled {
     fn flush(&self) -> Later<()> {
         let core = self.core.clone();
         Box::pin(async move { core.flush().await })
+    }
+
+    /// Where that is the journal's affair, a store that is away has no part in it: whether the volume
+    /// is still this server's is found out when it is given back.
+    fn flush_at_end(&self) -> Later<()> {
+        let core = self.core.clone();
+        Box::pin(async move {
+            let synced = core.is_local() && core.synced(core.journal.last_seq()).await.is_ok();
+            match synced && !core.owes_a_flush() {
+                true => core.progress.borrow().check(),
+                false => core.flush().await,
+            }
+        })
     }
 
     fn close(&self) -> Later<()> {

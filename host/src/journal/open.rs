@@ -70,6 +70,8 @@ pub struct Timing {
     pub close: Duration,
     /// What was sent before the end, on top of that.
     pub sent: Duration,
+    /// And then to give the volume back, where a flush does not wait for the store.
+    pub give_back: Duration,
 }
 
 impl Default for Timing {
@@ -78,6 +80,7 @@ impl Default for Timing {
             flush: Duration::from_secs(30),
             close: Duration::from_secs(20),
             sent: Duration::from_secs(10),
+            give_back: Duration::from_secs(10),
         }
     }
 }

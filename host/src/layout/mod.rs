@@ -39,6 +39,10 @@ pub trait Layout: Send + Sync {
     fn prefetch(&self, offset: u64, len: u64) -> Answer<()>;
     /// Makes durable all that was acknowledged before the first poll.
     fn flush(&self) -> Later<()>;
+    /// The last one before [`close`](Self::close), when no client is there any more.
+    fn flush_at_end(&self) -> Later<()> {
+        self.flush()
+    }
     /// Gives everything back.
     fn close(&self) -> Later<()>;
     /// What a flush means, for people.

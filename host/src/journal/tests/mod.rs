@@ -1,6 +1,7 @@
 //! The journal before a sharded volume, against a plain vector of bytes, over a store and a disk
 //! that fail, and servers and machines that die.
 
+mod away;
 mod disk;
 mod power;
 mod random;
@@ -52,8 +53,17 @@ struct Server {
 
 impl Server {
     async fn try_start(store: &Store, site: &Site, how: &How) -> Result<Self> {
+        Self::try_start_with(sharded::how(), store, site, how).await
+    }
+
+    async fn try_start_with(
+        sharded: manage::How,
+        store: &Store,
+        site: &Site,
+        how: &How,
+    ) -> Result<Self> {
         let rig = Rig::new(store);
-        let volume = manage::open(rig.chain(), sharded::how()).await?;
+        let volume = manage::open(rig.chain(), sharded).await?;
         let volume: Arc<dyn Layout> = Arc::new(volume);
         let ledger = volume.ledger().expect("whole shards, open to write");
         match open_at(&volume, ledger, how, site).await {

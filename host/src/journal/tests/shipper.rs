@@ -1,6 +1,7 @@
 //! The shipper is not answered, is given up, or panics.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use nbd_rs_plugin::{Body, Capabilities, Data, Extent, ReadFlags};
 
@@ -14,13 +15,14 @@ use crate::layout::ledger::Ledger;
 /// Whoever waits longer hangs.
 const LONG: Duration = Duration::from_secs(60);
 
-fn impatient(flush_to: FlushTo) -> How {
+pub(super) fn impatient(flush_to: FlushTo) -> How {
     let short = Duration::from_millis(300);
     How {
         timing: Timing {
             flush: short,
             close: short,
             sent: short,
+            give_back: short,
         },
         ..how(flush_to)
     }
@@ -64,7 +66,8 @@ fn c23_nothing_is_sent_or_marked_while_what_was_given_up_is_on_its_way() {
         while core.round.try_lock().is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert!(!care::end(&core, server.volume.shipper()).await);
+        let until = Instant::now() + core.timing.close;
+        assert!(!care::end(&core, server.volume.shipper(), until).await);
         let beside = core.ship_all(true).await.unwrap_err();
         assert_eq!(beside.kind, Kind::Busy);
         drop(held);
@@ -73,7 +76,7 @@ fn c23_nothing_is_sent_or_marked_while_what_was_given_up_is_on_its_way() {
         assert_eq!(stored(&store, 0, 100).await, [1; 100]);
         let marked = (core.progress.borrow().stored_seq, core.journal.ticket());
         assert_eq!((marked.0, marked.1.shipped_seq), (0, 0));
-        assert!(care::end(&core, None).await);
+        assert!(care::end(&core, None, until).await);
         drop(core);
         server.volume.close().await.unwrap();
         server.abandon().await;

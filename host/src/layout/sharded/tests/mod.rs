@@ -62,7 +62,7 @@ pub(crate) fn how() -> How {
 }
 
 /// The same, by an owner whose lease runs out after 200 ms without a heartbeat.
-fn how_with_short_lease(patience_ms: u64) -> How {
+pub(crate) fn how_with_short_lease(patience_ms: u64) -> How {
     How {
         timing: Timing {
             heartbeat: Duration::from_millis(20),
