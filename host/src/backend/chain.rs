@@ -1,11 +1,11 @@
 //! Opens a chain, from the store outwards; the guard stands before every hop.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use abi_stable::std_types::{RNone, ROption, RSome, RString};
 use nbd_rs_plugin::abi::DynBackend;
 use nbd_rs_plugin::{
-    Body, Capabilities, Condition, GetFlags, Got, Kind, Meta, Next, ObjectMode, OpenFlags,
+    options, Body, Capabilities, Condition, GetFlags, Got, Kind, Meta, Next, ObjectMode, OpenFlags,
     OpenRequest, Page, Put, Range, Result,
 };
 
@@ -14,12 +14,11 @@ use super::{Answer, Object};
 use crate::location::{Hop, Location};
 use crate::plugin::{call, Registry};
 
-/// Between attempts to open a store.
-const PAUSES: [Duration; 3] = [
-    Duration::from_millis(100),
-    Duration::from_millis(400),
-    Duration::from_millis(1500),
-];
+/// No attempt to open a store begins later than this after the first, if nothing says otherwise.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between the first two attempts; twice as long after each further one, up to the second.
+const PAUSE: Duration = Duration::from_millis(100);
+const MOST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Links that work and serve badly when the first stands outside of the second, and why.
 const ODD_ORDERS: [(&str, &str, &str); 1] = [(
@@ -137,17 +136,33 @@ async fn open_store(
     location: &Location,
     flags: OpenFlags,
 ) -> Result<DynBackend> {
-    let open = || open_hop(registry, &location.store, &location.target, flags, RNone);
-    for pause in PAUSES {
-        match open().await {
-            Err(error) if may_pass(error.kind) => {
+    let end = Instant::now() + patience(registry, location);
+    let mut pause = PAUSE;
+    loop {
+        let opened = open_hop(registry, &location.store, &location.target, flags, RNone).await;
+        match opened {
+            Err(error) if may_pass(error.kind) && Instant::now() + pause < end => {
                 tracing::warn!("{error}; trying again");
                 tokio::time::sleep(pause).await;
+                pause = MOST_PAUSE.min(2 * pause);
             }
             outcome => return outcome,
         }
     }
-    open().await
+}
+
+/// For how long the store is asked again: as long as the link `retry` would, where there is one.
+fn patience(registry: &Registry, location: &Location) -> Duration {
+    let time = || {
+        let link = location.links.iter().find(|link| link.scheme == "retry")?;
+        let plugin = registry.get(&link.scheme).ok()?;
+        let mut known = plugin.description.options.iter();
+        let default = known.find(|option| option.name == "time")?.default.as_ref();
+        let default = options::duration(default.into_option()?).ok()?;
+        let given = link.option_values();
+        options::Options(&given).duration("time", default).ok()
+    };
+    time().unwrap_or(PATIENCE)
 }
 
 fn may_pass(kind: Kind) -> bool {

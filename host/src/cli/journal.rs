@@ -123,7 +123,7 @@ fn replay(args: &JournalReplay, registry: &Registry) -> Done<()> {
         moved: args.moved,
         ..How::default()
     };
-    let layout = volume::open(&volume, registry, Access::ReadWrite)?;
+    let layout = runtime::block_on(volume::open(&volume, registry, Access::ReadWrite))?;
     runtime::block_on(async {
         let journaled = journal::open::open(layout, &how).await?;
         journaled.flush().await?;

@@ -21,13 +21,15 @@ use crate::plugin::Registry;
 use crate::runtime;
 use crate::serve::listen::{Address, Listener};
 use crate::serve::shared::Limits;
-use crate::serve::Server;
+use crate::serve::{self, Server};
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:10809";
 /// Exit code: something acknowledged may not be durable.
 const NOT_FLUSHED: u8 = 3;
 /// Exit code: requests in flight did not come to their end.
 const NOT_FINISHED: u8 = 4;
+/// Exit code of one that a signal ended, but for the signal's number.
+const SIGNALLED: u8 = 128;
 /// Exit code: another server took a volume over (EX_TEMPFAIL of sysexits.h).
 const TAKEN_OVER: u8 = 75;
 /// What a write beyond the file-size limit raises; without a handler it kills.
@@ -50,7 +52,25 @@ pub(super) fn run(args: Serve, registry: &Registry) -> Done<ExitCode> {
     let bind = |address: &Address| Listener::bind(address, args.socket_mode);
     let listeners: Vec<Listener> = addresses.iter().map(bind).collect::<Result<_>>()?;
     let access = Access::serving(args.read_only, args.takeover);
-    let exports = open_exports(asked, access, &how, registry)?;
+    let mut exports = Exports::default();
+    let opened = runtime::block_on(async {
+        tokio::select! {
+            opened = open_exports(asked, access, &how, registry, &mut exports) => Ok(opened),
+            signal = signals.next() => Err(signal),
+        }
+    });
+    let ended_early = match opened {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(Err(error.into())),
+        Err((number, name)) => {
+            tracing::info!("{name}: ending before the server is ready");
+            Some(Ok(ExitCode::from(SIGNALLED + number)))
+        }
+    };
+    if let Some(ended) = ended_early {
+        give_back(signals, &exports);
+        return ended;
+    }
     announce(&listeners, &exports);
     let limits = Limits {
         connections: args.max_connections,
@@ -71,17 +91,29 @@ pub(super) fn run(args: Serve, registry: &Registry) -> Done<ExitCode> {
             }
         }
     });
-    runtime::handle().spawn(async move {
-        let (number, name) = signals.next().await;
-        tracing::warn!("{name} again: ending at once");
-        // What was acknowledged is with the kernel: only the last flush is left out.
-        std::process::exit(128 + number);
-    });
+    end_at_once_if_told(signals);
     let code = judge(server);
     Ok(match lost {
         true => ExitCode::from(TAKEN_OVER),
         false => code,
     })
+}
+
+/// From now on a signal ends the process whatever it is at.
+fn end_at_once_if_told(mut signals: Signals) {
+    runtime::handle().spawn(async move {
+        let (number, name) = signals.next().await;
+        tracing::warn!("{name}: ending at once");
+        // What was acknowledged is with the kernel: only the last flush is left out.
+        std::process::exit(i32::from(SIGNALLED + number));
+    });
+}
+
+/// A start that came to nothing leaves no volume taken. No client was there: nothing can be lost.
+fn give_back(signals: Signals, exports: &Exports) {
+    end_at_once_if_told(signals);
+    // Whatever failed has been told.
+    let _ = runtime::block_on(serve::close(&exports.0));
 }
 
 /// Waits until a volume may not be served any longer.
@@ -160,23 +192,27 @@ fn gathering(args: &Serve) -> How {
     }
 }
 
-fn open_exports(
+async fn open_exports(
     asked: Vec<(String, Volume)>,
     access: Access,
     how: &How,
     registry: &Registry,
-) -> Result<Exports> {
-    let mut exports = Exports::default();
+    exports: &mut Exports,
+) -> Result<()> {
     for (name, volume) in asked {
         let shown = named(&name, 80);
-        let opened = volume::open(&volume, registry, access);
-        let opened = opened.and_then(|volume| runtime::block_on(journal::open::open(volume, how)));
-        let layout = opened.map_err(|error| error.context(format_args!("export {shown}")))?;
+        let opened = async {
+            let layout = volume::open(&volume, registry, access).await?;
+            journal::open::open(layout, how).await
+        };
+        let layout = opened
+            .await
+            .map_err(|error| error.context(format_args!("export {shown}")))?;
         volume::warn_of_size(&volume, layout.size());
         let export = Export::new(name, volume.to_string(), layout, access == Access::ReadOnly);
         exports.0.push(Arc::new(export));
     }
-    Ok(exports)
+    Ok(())
 }
 
 /// What is served, and how to attach a client.
@@ -269,7 +305,7 @@ impl Signals {
     }
 
     /// Number and name of the next one.
-    async fn next(&mut self) -> (i32, &'static str) {
+    async fn next(&mut self) -> (u8, &'static str) {
         tokio::select! {
             _ = self.terminate.recv() => (15, "SIGTERM"),
             _ = self.interrupt.recv() => (2, "SIGINT"),

@@ -104,7 +104,7 @@ pub(super) fn resize(args: &Resize, registry: &Registry) -> Done<()> {
 /// Opens one to look at it, also while it is served.
 pub(super) fn look(args: &VolumeArgs, registry: &Registry) -> Done<(Volume, Export)> {
     let volume = of(args, registry)?;
-    let layout = open(&volume, registry, Access::Look)?;
+    let layout = runtime::block_on(open(&volume, registry, Access::Look))?;
     let export = Export::new(String::new(), volume.to_string(), layout, false);
     Ok((volume, export))
 }
@@ -113,12 +113,12 @@ pub(super) fn look(args: &VolumeArgs, registry: &Registry) -> Done<(Volume, Expo
 ///
 /// # Errors
 /// What keeps it from being opened, and what to do if it is not there.
-pub(super) fn open(
+pub(super) async fn open(
     volume: &Volume,
     registry: &Registry,
     access: Access,
 ) -> Result<std::sync::Arc<dyn crate::layout::Layout>> {
-    let opened = runtime::block_on(volume.open(registry, access));
+    let opened = volume.open(registry, access).await;
     opened.map_err(|error| missing(volume, error, "; nbd-rs init makes one"))
 }
 

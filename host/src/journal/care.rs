@@ -119,7 +119,10 @@ pub(super) async fn close(core: &Arc<Core>, shipper: Option<JoinHandle<()>>) -> 
     }
     // All that a flush means is done here: what the store could not be told waits with the rest.
     let late = |_| Err(Error::new(Kind::Timeout, "the store does not answer"));
-    match runtime::timeout(core.timing.give_back, giving_back).await.unwrap_or_else(late) {
+    match runtime::timeout(core.timing.give_back, giving_back)
+        .await
+        .unwrap_or_else(late)
+    {
         Err(error) if error.kind != Kind::Fenced => {
             tracing::warn!("the volume could not be given back: {error}");
             died.and(closed)
@@ -142,9 +145,12 @@ async fn give_back(core: &Core, tells: bool) -> Result<()> {
 pub(super) async fn end(core: &Core, shipper: Option<JoinHandle<()>>, until: Instant) -> bool {
     if let Some(mut shipper) = shipper {
         // It ends by itself after what is under way.
-        if runtime::timeout(until.saturating_duration_since(Instant::now()), &mut shipper)
-            .await
-            .is_err()
+        if runtime::timeout(
+            until.saturating_duration_since(Instant::now()),
+            &mut shipper,
+        )
+        .await
+        .is_err()
         {
             shipper.abort();
             // It may be in the middle of something. After this it marks nothing as shipped.

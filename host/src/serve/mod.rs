@@ -72,10 +72,7 @@ impl Server {
         // The acceptor's end closes the listeners; a panic there has been printed.
         let _ = self.acceptor.join();
         let unfinished = self.shared.wait_empty(DRAIN_TIME);
-        let exports = &self.shared.exports.0;
-        let closing = exports.iter().map(|export| close(export));
-        let closed = runtime::block_on(join_all(closing));
-        let flushed = closed.into_iter().fold(Ok(()), Result::and);
+        let flushed = runtime::block_on(close(&self.shared.exports.0));
         Ending {
             unfinished,
             flushed,
@@ -83,16 +80,53 @@ impl Server {
     }
 }
 
-/// Flushes a volume and gives it back, in time.
-async fn close(export: &Export) -> Result<()> {
-    let closed = runtime::timeout(CLOSE_TIME, export.close()).await;
+/// Flushes volumes and gives them back, all of them together, in time.
+///
+/// # Errors
+/// If something acknowledged may not be durable.
+pub async fn close(exports: &[Arc<Export>]) -> Result<()> {
+    let closing = exports
+        .iter()
+        .map(|export| close_within(CLOSE_TIME, export));
+    let closed = join_all(closing).await;
+    closed.into_iter().fold(Ok(()), Result::and)
+}
+
+async fn close_within(most: Duration, export: &Export) -> Result<()> {
+    let closed = runtime::timeout(most, export.close()).await;
     let late = |_| {
-        let text = format!("it took longer than {} s", CLOSE_TIME.as_secs());
-        Err(Error::new(Kind::Timeout, text))
+        Err(Error::new(
+            Kind::Timeout,
+            format!("it took longer than {most:?}"),
+        ))
     };
     closed.unwrap_or_else(late).map_err(|error| {
         let name = crate::error::printable(&export.name, 80);
         tracing::error!("export {name:?}: the last flush failed: {error}");
         Error::new(Kind::Io, error.message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::Store;
+    use crate::layout::sharded::tests::rig::LIKE_S3;
+    use crate::layout::sharded::tests::{init, open, SIZE};
+    use crate::layout::sharded::Way;
+
+    /// Found by hand: a store that hung kept a server that was told to stop for minutes.
+    #[test]
+    fn c23_a_volume_that_is_not_given_back_in_time_does_not_keep_the_server() {
+        runtime::block_on(async {
+            let store = Store::with(LIKE_S3);
+            init(&store, SIZE, Way::Whole).await;
+            let (volume, rig) = open(&store).await;
+            let export = Export::new("disk".to_owned(), String::new(), Arc::new(volume), false);
+            let hangs = rig.hold("");
+            let late = close_within(Duration::from_millis(100), &export).await;
+            assert!(late.unwrap_err().message.contains("100ms"));
+            drop(hangs);
+        });
+    }
 }

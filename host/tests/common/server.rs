@@ -137,6 +137,13 @@ impl Serve {
 
     /// Starts it and waits until it is ready.
     pub(crate) fn start(self) -> Server {
+        let (mut server, lines) = self.begin();
+        server.wait_until_ready(&lines);
+        server
+    }
+
+    /// Starts it; gives what it says on standard output, line by line.
+    pub(crate) fn begin(self) -> (Server, mpsc::Receiver<String>) {
         let mut child = self
             .command()
             .stdout(Stdio::piped())
@@ -155,34 +162,13 @@ impl Serve {
                 let _ = send.send(line);
             }
         });
-        let mut server = Server {
+        let server = Server {
             child,
             tcp: None,
             unix: None,
             log,
         };
-        let until = Instant::now() + START;
-        loop {
-            let line = match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => panic!("nbd-rs not ready after {START:?}"),
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = server.wait(Duration::from_secs(5));
-                    panic!("nbd-rs ended before it was ready: {status:?}");
-                }
-            };
-            if line == "ready" {
-                return server;
-            }
-            let Some(address) = line.strip_prefix("listening on ") else {
-                continue;
-            };
-            if let Some(path) = address.strip_prefix("unix:") {
-                server.unix = Some(path.into());
-            } else {
-                server.tcp = Some(address.parse().expect("an address with a port"));
-            }
-        }
+        (server, lines)
     }
 
     /// Starts it and kills it after that time, wherever it is then.
@@ -236,6 +222,31 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    fn wait_until_ready(&mut self, lines: &mpsc::Receiver<String>) {
+        let until = Instant::now() + START;
+        loop {
+            let line = match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => panic!("nbd-rs not ready after {START:?}"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.wait(Duration::from_secs(5));
+                    panic!("nbd-rs ended before it was ready: {status:?}");
+                }
+            };
+            if line == "ready" {
+                return;
+            }
+            let Some(address) = line.strip_prefix("listening on ") else {
+                continue;
+            };
+            if let Some(path) = address.strip_prefix("unix:") {
+                self.unix = Some(path.into());
+            } else {
+                self.tcp = Some(address.parse().expect("an address with a port"));
+            }
+        }
+    }
+
     /// The TCP address it listens on.
     pub(crate) fn tcp(&self) -> SocketAddr {
         self.tcp.expect("the server listens on TCP")

@@ -134,6 +134,23 @@ fn f51_a_start_with_the_store_away_is_refused_and_changes_nothing() {
     place.is_clean();
 }
 
+/// Found by a user: the start gave up after two seconds, whatever the link `retry` was told.
+#[test]
+fn f51_a_start_waits_for_a_store_that_restarts_as_long_as_retry_would() {
+    let place = Place::own("cache+retry+s3:", "").journaled("");
+    place.init(SHARDS * SHARD, "64Ki");
+    place.s3().set_away(true);
+    let (mut server, said) = place.serve().begin();
+    let early = said.recv_timeout(Duration::from_secs(5));
+    assert!(early.is_err(), "{early:?} without a store");
+    server.assert_alive();
+    place.s3().set_away(false);
+    let mut lines = said.into_iter();
+    assert!(lines.any(|line| line == "ready"), "{}", server.log());
+    server.stop();
+    place.is_clean();
+}
+
 /// The store refuses the shards' puts and nothing else: the volume can be opened, and what waits
 /// can't be sent.
 #[test]

@@ -90,3 +90,26 @@ fn c23_f36_what_is_in_flight_at_a_disc_is_carried_out() {
         place.is_clean();
     }
 }
+
+/// Found by a user: a server that was still starting on a store that hung did not heed SIGTERM.
+#[test]
+fn c23_a_start_on_a_store_that_hangs_ends_when_told_to() {
+    let place = Place::own("cache+retry+s3:", "").journaled("");
+    place.init(UNITS * UNIT, "64Ki");
+    let hang = Fault::Hang(Duration::from_secs(60));
+    for method in ["GET", "HEAD", "PUT", "POST", "DELETE"] {
+        let hangs = (0..20).map(|_| Rule::next(method, hang.clone()));
+        place.s3().script(hangs);
+    }
+    let asked = place.s3().seen().len();
+    let (mut server, _said) = place.serve().begin();
+    while place.s3().seen().len() == asked {
+        thread::sleep(Duration::from_millis(5));
+    }
+    server.signal(Signal::TERM);
+    let ended = server.wait(Duration::from_secs(30)).expect("it ends");
+    assert_eq!(ended.code(), Some(128 + 15), "{}", server.log());
+    place.s3().forget_script();
+    place.serve().start().stop();
+    place.is_clean();
+}
