@@ -1,5 +1,6 @@
 //! Writes wait in the journal while the store is away, and are there when it comes back.
 
+use std::thread;
 use std::time::Duration;
 
 use nbd_rs_s3_server::Last;
@@ -14,6 +15,8 @@ const SHARD: usize = 64 << 10;
 const SHARDS: usize = 64;
 /// Exit code of a server that can't say that all is durable.
 const NOT_FLUSHED: i32 = 3;
+/// Without a heartbeat nobody owns a volume for longer than this.
+const LEASE: Duration = Duration::from_secs(12);
 /// A flush, the end of a server and a store that comes back have taken less.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -111,6 +114,37 @@ fn c23_a_stop_with_the_store_away_is_in_order_where_a_flush_is_local() {
     place.s3().set_away(false);
     let server = place.serve().start();
     is_all_there(&server);
+    server.stop();
+    place.is_clean();
+}
+
+/// Found by a user: after 40 seconds everything was EIO, and a stop exited with 3.
+#[test]
+fn c23_c24_where_a_flush_is_local_an_outage_longer_than_the_lease_is_waited_out() {
+    let (place, mut server, mut client) = stage("--flush local");
+    place.s3().set_away(true);
+    write_away(&mut client);
+    assert_eq!(client.flush(), 0, "while the lease lasts");
+    thread::sleep(LEASE);
+    let at = (9 * SHARD) as u64;
+    let sent = client.send(WRITE, FUA, at, SHARD, &pattern(9));
+    sent.expect("a request");
+    // Longer than a flush that needs the store would wait.
+    client.line.stays_silent(Duration::from_secs(35));
+    place.s3().set_away(false);
+    client.line.receive_within(PATIENCE);
+    assert_eq!(client.receive().expect("a reply").error, 0);
+    place.s3().set_away(true);
+    assert_eq!(client.write(0, at, &pattern(10)), 0);
+    thread::sleep(LEASE);
+    server.signal(Signal::TERM);
+    let ended = server.wait(PATIENCE).expect("it ends");
+    assert_eq!(ended.code(), Some(0), "{}", server.log());
+    place.s3().set_away(false);
+    let server = place.serve().start();
+    is_all_there(&server);
+    let found = Client::unix(&server).read(at, SHARD);
+    assert!(found == Ok(pattern(10)), "written while the store was away");
     server.stop();
     place.is_clean();
 }

@@ -5,7 +5,6 @@ use std::future::Future;
 use super::shipper::impatient;
 use super::*;
 use crate::error::Kind;
-use crate::export::Export;
 
 /// Longer than a volume whose flushes need the store has patience.
 const FOR_LONG: Duration = Duration::from_millis(600);
@@ -93,11 +92,10 @@ fn c23_a_stop_without_a_lease_is_in_order_where_a_flush_is_local() {
     runtime::block_on(async {
         let (store, disk) = (new_volume().await, empty_disk());
         let (server, away) = without_a_lease(&store, &disk, &impatient(FlushTo::Local)).await;
-        let Server { volume, rig } = server;
-        let export = Export::new(String::new(), String::new(), Arc::new(volume), false);
-        export.close().await.unwrap();
-        rig.kill();
-        drop((export, away));
+        server.volume.flush_at_end().await.unwrap();
+        server.volume.close().await.unwrap();
+        server.kill().await;
+        drop(away);
         let server = Server::start(&store, &disk, &how(FlushTo::Local)).await;
         assert_eq!(read(&server.volume, 0, 100).await.unwrap(), [1; 100]);
         server.volume.close().await.unwrap();
