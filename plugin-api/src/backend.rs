@@ -42,6 +42,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Stores a whole object: readers see the old one or the new one, never a mixture.
     ///
+    /// A store that can run full should still be able to replace an object of up to 20 KiB by one of
+    /// the same size: the host's records are such objects, and it needs them to free space.
+    ///
     /// # Errors
     /// [`Exists`](crate::Kind::Exists) and [`Precondition`](crate::Kind::Precondition) for the
     /// condition; [`Ambiguous`](crate::Kind::Ambiguous) when it may have been stored.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nbd_rs_plugin::abi_stable::std_types::ROption;
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 use crate::gate::Gate;
 use crate::names::Name;
 use crate::root::{failed, is_kind, Root};
-use crate::{io, single, temporary};
+use crate::{io, room, single, temporary};
 
 /// Reads up to this size are answered on the spot when they are in memory, in bytes.
 const INLINE_READ_BYTES: u64 = 1 << 20;
@@ -24,6 +25,8 @@ const INLINE_READ_BYTES: u64 = 1 << 20;
 const PIECE_BYTES: u64 = 32 << 20;
 /// So many directories are remembered as durable; then all are forgotten.
 const KNOWN_DIRECTORIES: usize = 4096;
+/// How often a small object is read again because it was replaced meanwhile.
+const READS: usize = 8;
 
 /// An opened directory of objects.
 ///
@@ -37,6 +40,8 @@ pub struct Directory {
     /// For changes; none where only reads are allowed.
     gate: Option<Gate>,
     durability: Mutex<Durability>,
+    /// Room for small objects is kept, as far as is known.
+    has_room: AtomicBool,
 }
 
 /// What is known of the directories' own entries.
@@ -71,6 +76,7 @@ impl Directory {
             root,
             gate,
             durability: Mutex::default(),
+            has_room: AtomicBool::new(false),
         })
     }
 
@@ -127,9 +133,27 @@ impl Directory {
     /// # Errors
     /// See [`nbd_rs_plugin::Backend::get`].
     pub fn get(&self, host: Host, name: &Name, range: Range, flags: GetFlags) -> Result<Got> {
-        let (file, stat) = self.object(name, OFlags::RDONLY)?;
         let named = |error: Error| error.context(self.path_of(name).display());
+        for _ in 1..READS {
+            let (file, stat) = self.object(name, OFlags::RDONLY)?;
+            let got = read(host, &file, name.as_str(), &stat, range, flags);
+            if self.is_still(name, &stat) {
+                return got.map_err(named);
+            }
+        }
+        let (file, stat) = self.object(name, OFlags::RDONLY)?;
         read(host, &file, name.as_str(), &stat, range, flags).map_err(named)
+    }
+
+    /// Whether what was read of a file is one object's. That of a small object that was replaced may
+    /// be the room that another is written to.
+    pub(crate) fn is_still(&self, name: &Name, stat: &Stat) -> bool {
+        if stat.st_size as u64 > room::MOST_BYTES {
+            return true;
+        }
+        let now = self.root.lookup(name.as_str(), OFlags::PATH);
+        now.and_then(fstat)
+            .is_ok_and(|now| etag(&now) == etag(stat))
     }
 
     /// Reads a part of an object if all of it, and the way to it, is in memory.
@@ -157,6 +181,9 @@ impl Directory {
             let mut buf = host.buf(range.len());
             io::read_now(&file, &mut buf, range.start as u64)?;
             data = buf.freeze().into();
+        }
+        if !self.is_still(name, &stat) {
+            return None;
         }
         Some(Ok(got(data, name.as_str(), &stat, flags)))
     }
@@ -234,6 +261,30 @@ impl Directory {
         })
     }
 
+    /// Keeps room for small objects that are replaced when the disk is full.
+    ///
+    /// # Errors
+    /// If the gate can't be passed. That there is no room to be kept is only said.
+    pub(crate) fn keep_room(&self) -> Result<()> {
+        if self.has_room.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let _held = self.gate()?.enter()?;
+        match room::keep(&self.root) {
+            Ok(()) => self.has_room.store(true, Ordering::Relaxed),
+            Err(error) => {
+                let path = self.root.path_of("");
+                tracing::debug!("{}: no room can be kept: {error}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// It has other files now, which may be smaller.
+    pub(crate) fn room_was_used(&self) {
+        self.has_room.store(false, Ordering::Relaxed);
+    }
+
     /// Forgets a directory that was removed: one of that name is another.
     pub(crate) fn forget(&self, directory: &str) {
         let mut durability = self.durability();
@@ -250,9 +301,13 @@ impl Directory {
 
     /// The last call.
     pub fn close(&self) {
-        if self.gate.is_some() {
-            temporary::tidy(&self.root);
+        let Some(gate) = &self.gate else {
+            return;
+        };
+        if let Ok(_held) = gate.enter() {
+            room::give_back(&self.root);
         }
+        temporary::tidy(&self.root);
     }
 }
 

@@ -1,5 +1,6 @@
 //! One at a time: whoever changes which file a name stands for holds the gate, in this process and
-//! in others. It is held for a comparison and a rename, never while data goes to the disk.
+//! in others. It is held for a comparison and a rename, not while data goes to the disk; but for some
+//! KiB where there is no space for a file of their own.
 //!
 //! Unconditional changes take it too, and not shared: a put that depends on an ETag must have
 //! nobody between its look and its rename, and must not starve while others come and go.

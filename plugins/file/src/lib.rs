@@ -13,6 +13,7 @@ pub mod mapping;
 pub mod names;
 pub mod object;
 pub mod put;
+pub mod room;
 pub mod root;
 pub mod single;
 pub mod temporary;

@@ -1,5 +1,6 @@
 //! Storing whole objects: a file of its own is written and synced, then gets the name, then the
 //! directory is synced. A reader, and a crash at any point, finds the old object or the new one.
+//! Where there is no space for that a small object is written to room that was kept for it.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use crate::directory::{etag, Directory};
 use crate::names::Name;
 use crate::root::is_kind;
 use crate::temporary::{or_failed, Temporary};
-use crate::{lock, single};
+use crate::{lock, room, single};
 
 /// How often a put begins again because its directory was removed by a delete.
 const ATTEMPTS: usize = 100;
@@ -23,10 +24,51 @@ impl Directory {
     /// # Errors
     /// See [`nbd_rs_plugin::Backend::put`].
     pub fn put(&self, name: &Name, body: &Body, condition: &Condition) -> Result<Put> {
-        let stat = self
-            .place(name, condition, |temporary| temporary.fill(body))?
-            .1;
+        let small = body.len() <= room::MOST_BYTES;
+        if small {
+            self.keep_room()?;
+        }
+        let placed = self.place(name, condition, |temporary| temporary.fill(body));
+        let stat = match placed {
+            Err(error) if small && error.kind == Kind::NoSpace => {
+                self.replace_in_room(name, body, condition)?.ok_or(error)?
+            }
+            placed => placed?.1,
+        };
         Ok(Put::new(&etag(&stat)))
+    }
+
+    /// Replaces a small object where no space is left; `None` if there is none to replace, or no room
+    /// was kept. The gate is held for as long as some KiB take to the disk: another put would take
+    /// the same room. Who has the object open in place has the room open from then on.
+    fn replace_in_room(
+        &self,
+        name: &Name,
+        body: &Body,
+        condition: &Condition,
+    ) -> Result<Option<Stat>> {
+        let Ok(parent) = self.root.directory(name.directory()) else {
+            return Ok(None);
+        };
+        let _held = self.gate()?.enter()?;
+        self.check(name, &parent, condition)?;
+        let Ok(old) = statat(&parent, name.leaf(), AtFlags::SYMLINK_NOFOLLOW) else {
+            return Ok(None);
+        };
+        let Some(room) = room::Room::find(&self.root, body.len(), &old) else {
+            return Ok(None);
+        };
+        let named = |error: Error| error.context(self.path_of(name).display());
+        room.fill(body).map_err(named)?;
+        if room.exchange(&parent, name.leaf()).is_err() {
+            return Ok(None);
+        }
+        self.room_was_used();
+        self.sync_opened(name.directory(), &parent)
+            .map_err(ambiguous)?;
+        let stat = fstat(room.file());
+        stat.map(Some)
+            .map_err(|error| self.root.failed(error, name.as_str()))
     }
 
     /// Fills a file and gives it the object's name.
@@ -199,4 +241,30 @@ fn is_unlinked(dir: &File) -> bool {
 fn ambiguous(mut error: Error) -> Error {
     error.kind = Kind::Ambiguous;
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_rs_plugin::{Bytes, OpenFlags};
+
+    use super::*;
+
+    #[test]
+    fn c19_c24_who_reads_a_file_that_became_room_notices() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = Directory::open(dir.path(), OpenFlags::WRITE).unwrap();
+        let name = Name::new("page").unwrap();
+        let body = |version: u8| Body::from(Bytes::from(vec![version; 16_444]));
+        opened.put(&name, &body(1), &Condition::Always).unwrap();
+        let (_, read) = opened.object(&name, OFlags::RDONLY).unwrap();
+        assert!(opened.is_still(&name, &read));
+        // Once the file has another name; then another object is written to it, and gets its name.
+        for version in [2, 3] {
+            let replaced = opened.replace_in_room(&name, &body(version), &Condition::Always);
+            replaced.unwrap().expect("there is room");
+            assert!(!opened.is_still(&name, &read), "{version}");
+        }
+        let (_, now) = opened.object(&name, OFlags::RDONLY).unwrap();
+        assert_eq!(now.st_ino, read.st_ino, "the file has come round");
+    }
 }

@@ -24,7 +24,8 @@ use rustix::time::{clock_gettime, ClockId};
 use crate::names::TEMPORARY;
 use crate::root::{failed, is_kind, Root};
 
-const MODE: Mode = Mode::from_raw_mode(0o644);
+/// Of files that are made.
+pub const MODE: Mode = Mode::from_raw_mode(0o644);
 /// What the names of ours begin with; 16 hexadecimal digits follow.
 const PATTERN: &str = "put-";
 /// The kernel takes so many pieces in one write.
@@ -112,10 +113,7 @@ impl<'a> Temporary<'a> {
     /// # Errors
     /// The system's; the file is of no use then.
     pub fn fill(&self, body: &Body) -> Result<()> {
-        let doing = || format!("writing an object of {} bytes", body.len());
-        let written = write_all(&self.file, body.pieces());
-        written.map_err(|error| Error::os(&error, doing()))?;
-        self.finish()
+        fill(&self.file, body)
     }
 
     /// Stamps the contents and makes them durable.
@@ -123,20 +121,7 @@ impl<'a> Temporary<'a> {
     /// # Errors
     /// The system's; the file is of no use then.
     pub fn finish(&self) -> Result<()> {
-        // The kernel's own stamps stand still for some milliseconds: two puts could share one.
-        let now = clock_gettime(ClockId::Realtime);
-        let now = Timespec {
-            tv_sec: now.tv_sec,
-            tv_nsec: now.tv_nsec,
-        };
-        let stamps = Timestamps {
-            last_access: now,
-            last_modification: now,
-        };
-        futimens(&self.file, &stamps).map_err(|error| failed(error, "stamping an object"))?;
-        // Not fdatasync: that may leave the stamp, of which the ETag is made, behind.
-        let synced = self.file.sync_all();
-        synced.map_err(|error| Error::os(&error, "syncing an object"))
+        finish(&self.file)
     }
 
     /// What the kernel knows of the file.
@@ -206,13 +191,44 @@ impl<'a> Temporary<'a> {
     }
 }
 
+/// Writes an object to a file from its beginning, cuts what is behind it, and finishes it.
+///
+/// # Errors
+/// The system's; the file holds no object then.
+pub fn fill(file: &File, body: &Body) -> Result<()> {
+    let doing = || format!("writing an object of {} bytes", body.len());
+    let written = write_all(file, body.pieces()).and_then(|()| file.set_len(body.len()));
+    written.map_err(|error| Error::os(&error, doing()))?;
+    finish(file)
+}
+
+fn finish(file: &File) -> Result<()> {
+    // The kernel's own stamps stand still for some milliseconds: two puts could share one.
+    let now = clock_gettime(ClockId::Realtime);
+    let now = Timespec {
+        tv_sec: now.tv_sec,
+        tv_nsec: now.tv_nsec,
+    };
+    let stamps = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    futimens(file, &stamps).map_err(|error| failed(error, "stamping an object"))?;
+    // Not fdatasync: that may leave the stamp, of which the ETag is made, behind.
+    let synced = file.sync_all();
+    synced.map_err(|error| Error::os(&error, "syncing an object"))
+}
+
 fn is_locked_for_us(file: &File) -> bool {
     // Where there are no locks nothing is taken for a leftover either.
     flock(file, FlockOperation::NonBlockingLockExclusive) != Err(Errno::WOULDBLOCK)
 }
 
 /// The directory for files on their way, made if it is missing.
-fn directory(root: &Root) -> Result<File, Errno> {
+///
+/// # Errors
+/// The system's.
+pub fn directory(root: &Root) -> Result<File, Errno> {
     loop {
         match root.directory(TEMPORARY) {
             Err(Errno::NOENT) => {}

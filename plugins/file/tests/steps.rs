@@ -6,12 +6,15 @@ mod common;
 #[allow(dead_code)]
 mod tools;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use common::{open, tree, Store};
 use nbd_rs_plugin::conformance::host::block_on;
-use nbd_rs_plugin::{Body, Bytes, Condition, Kind, OpenFlags};
+use nbd_rs_plugin::{Body, Bytes, Condition, GetFlags, Kind, Next, OpenFlags, Range};
 
 const LEN: usize = 300_000;
 /// What the second process answers is this and the number of the error's kind.
@@ -31,8 +34,11 @@ const CALLS: [&str; 10] = [
     "unlinkat",
 ];
 
-fn contents(version: u8) -> Body {
-    Bytes::from(vec![version; LEN]).into()
+/// Small enough for the room that is kept for such objects.
+const SMALL_LEN: usize = 16_444;
+
+fn contents(version: u8, len: usize) -> Body {
+    Bytes::from(vec![version; len]).into()
 }
 
 /// Not a test of its own: the second process. It stores `b` in the object `a/b/c`.
@@ -53,8 +59,12 @@ fn second_process() {
         Ok("absent") => Condition::IfAbsent,
         _ => Condition::Always,
     };
+    let len = match std::env::var_os("NBD_RS_TEST_SMALL") {
+        Some(_) => SMALL_LEN,
+        None => LEN,
+    };
     let next = open(Path::new(&root), OpenFlags::WRITE);
-    let code = match block_on(next.put("a/b/c", contents(b'b'), condition)) {
+    let code = match block_on(next.put("a/b/c", contents(b'b', len), condition)) {
         Ok(_) => STORED,
         Err(error) => {
             eprintln!("{error}");
@@ -64,13 +74,14 @@ fn second_process() {
     std::process::exit(code);
 }
 
-/// Runs the second process under strace with `inject`; its code, or none if it was killed.
+/// Runs the second process under strace with `inject`, several with spaces between; its code, or none
+/// if it was killed.
 fn put(root: &Path, inject: &str, variables: &[(&str, &str)]) -> Option<i32> {
     let mut command = Command::new("timeout");
     // A write beyond the limit is an error, not a signal that kills, as in the server.
     command.args(["60", "env", "--ignore-signal=XFSZ"]);
     command.args(["strace", "-f", "-qq", "-o", "/dev/null"]);
-    if !inject.is_empty() {
+    for inject in inject.split_whitespace() {
         command.args(["-e", &format!("inject={inject}")]);
     }
     command.arg(std::env::current_exe().unwrap());
@@ -90,10 +101,12 @@ fn put(root: &Path, inject: &str, variables: &[(&str, &str)]) -> Option<i32> {
 }
 
 /// The store before the put: empty, or with an old object.
-fn prepared(old: bool) -> Store {
+fn prepared(old: bool, len: usize) -> Store {
     let store = Store::new();
     if old {
-        let put = store.next.put("a/b/c", contents(b'a'), Condition::Always);
+        let put = store
+            .next
+            .put("a/b/c", contents(b'a', len), Condition::Always);
         block_on(put).unwrap();
         block_on(store.next.close()).unwrap();
     }
@@ -101,7 +114,7 @@ fn prepared(old: bool) -> Store {
 }
 
 /// Which object there is after the next start, whole; nothing else may be there.
-fn after_restart(store: &Store, what: &str) -> Option<u8> {
+fn after_restart(store: &Store, what: &str, len: usize) -> Option<u8> {
     drop(open(&store.root, OpenFlags::WRITE));
     let files: Vec<String> = tree(&store.root)
         .into_iter()
@@ -112,7 +125,7 @@ fn after_restart(store: &Store, what: &str) -> Option<u8> {
         [only] => {
             assert_eq!(only, "a/b/c", "{what}");
             let bytes = store.get("a/b/c").unwrap();
-            assert_eq!(bytes.len(), LEN, "{what}");
+            assert_eq!(bytes.len(), len, "{what}");
             assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{what}: torn");
             Some(bytes[0])
         }
@@ -128,11 +141,11 @@ fn killed_everywhere(old: bool, condition: &str) {
     let mut kills = 0;
     for call in CALLS {
         for when in 1..40 {
-            let store = prepared(old);
+            let store = prepared(old, LEN);
             let inject = format!("{call}:signal=KILL:when={when}");
             let variables = [("NBD_RS_TEST_CONDITION", condition)];
             let ended = put(&store.root, &inject, &variables);
-            let found = after_restart(&store, &inject);
+            let found = after_restart(&store, &inject, LEN);
             assert!(
                 found == before || found == Some(b'b'),
                 "{inject}: {found:?}"
@@ -162,16 +175,56 @@ fn c19_a_replaced_object_is_old_or_new_wherever_a_put_is_killed() {
     killed_everywhere(true, "always");
 }
 
+/// No space is left for a file of its own, so the object is written to the room that is kept.
+#[test]
+fn c24_c19_an_object_replaced_without_space_is_old_or_new_wherever_that_is_killed() {
+    if !tools::present(&["strace"]) {
+        return;
+    }
+    let calls = [
+        "openat",
+        "openat2",
+        "flock",
+        "writev",
+        "ftruncate",
+        "utimensat",
+        "fsync",
+        "renameat2",
+    ];
+    let full = "writev:error=ENOSPC:when=1";
+    let mut kills = 0;
+    for call in calls {
+        for when in 1..40 {
+            let store = prepared(true, SMALL_LEN);
+            let (inject, first) = match call {
+                // One thing at a time can be done to a call.
+                "writev" => (format!("{full}+2"), when == 1),
+                call => (format!("{full} {call}:signal=KILL:when={when}"), false),
+            };
+            let ended = put(&store.root, &inject, &[("NBD_RS_TEST_SMALL", "")]);
+            let found = after_restart(&store, &inject, SMALL_LEN);
+            assert!(matches!(found, Some(b'a' | b'b')), "{inject}: {found:?}");
+            if first || ended.is_some() {
+                assert_eq!(ended, Some(STORED), "{inject}");
+                assert_eq!(found, Some(b'b'), "{inject}");
+                break;
+            }
+            kills += 1;
+        }
+    }
+    assert!(kills >= 10, "only {kills} kills: does strace inject here?");
+}
+
 /// Fails each of the calls in turn with `errno`; gives the kinds that were answered.
 fn failed_everywhere(calls: &[&str], errno: &str) -> Vec<(String, Kind)> {
     let mut kinds = Vec::new();
     for old in [false, true] {
         for call in calls {
             for when in 1..40 {
-                let store = prepared(old);
+                let store = prepared(old, LEN);
                 let inject = format!("{call}:error={errno}:when={when}");
                 let code = put(&store.root, &inject, &[]).expect("nobody kills it");
-                let found = after_restart(&store, &inject);
+                let found = after_restart(&store, &inject, LEN);
                 if code == STORED {
                     assert_eq!(found, Some(b'b'), "{inject}");
                     break;
@@ -218,10 +271,10 @@ fn f17_interrupted_calls_are_made_again() {
         return;
     }
     for call in ["writev", "flock", "openat2"] {
-        let store = prepared(true);
+        let store = prepared(true, LEN);
         let inject = format!("{call}:error=EINTR:when=1+2");
         assert_eq!(put(&store.root, &inject, &[]), Some(STORED), "{call}");
-        assert_eq!(after_restart(&store, call), Some(b'b'));
+        assert_eq!(after_restart(&store, call, LEN), Some(b'b'));
     }
 }
 
@@ -231,12 +284,12 @@ fn f15_a_file_size_limit_is_no_space() {
         return;
     }
     for old in [false, true] {
-        let store = prepared(old);
+        let store = prepared(old, LEN);
         // Part of the object fits: the first write is short, the second fails.
         let limit = [("NBD_RS_TEST_FILE_SIZE", "100000")];
         let code = put(&store.root, "", &limit);
         assert_eq!(code, Some(FAILED + Kind::NoSpace.0 as i32));
-        assert_eq!(after_restart(&store, "limit"), old.then_some(b'a'));
+        assert_eq!(after_restart(&store, "limit", LEN), old.then_some(b'a'));
     }
 }
 
@@ -263,4 +316,134 @@ fn f14_a_full_file_system_keeps_what_it_has() {
     });
     tools::run("umount", &["-l", &at]);
     mounted.unwrap();
+}
+
+/// Somebody takes every bit of space that gets free, for as long as this lives.
+struct Hog {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Hog {
+    fn start(path: std::path::PathBuf, files: bool) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_over = stop.clone();
+        let (told, is_full) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let mut file = std::fs::File::create(&path).unwrap();
+            for number in 0.. {
+                let taken = match files {
+                    true => std::fs::File::create(path.with_extension(number.to_string())).is_ok(),
+                    false => file.write(&[7; 4096]).is_ok(),
+                };
+                if !taken {
+                    let _ = told.send(());
+                }
+                if is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        is_full.recv().expect("it gets full");
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// On a tmpfs with these limits.
+fn on_small_disk(limits: &str, test: impl FnOnce(&Path) + std::panic::UnwindSafe) {
+    if !rustix::process::geteuid().is_root() {
+        tools::skip("needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().display().to_string();
+    tools::run("mount", &["-t", "tmpfs", "-o", limits, "tmpfs", &at]);
+    let done = std::panic::catch_unwind(|| test(dir.path()));
+    tools::run("umount", &["-l", &at]);
+    done.unwrap();
+}
+
+#[test]
+fn c24_small_objects_are_replaced_without_space_and_without_a_file_of_their_own() {
+    for (limits, files) in [("size=4m", false), ("size=4m,nr_inodes=100", true)] {
+        on_small_disk(limits, |dir| {
+            let root = dir.join("root");
+            let flags = OpenFlags::WRITE | OpenFlags::CREATE;
+            let mut next = open(&root, flags);
+            let put = |next: &Next, key: &str, version: u8, len, condition| {
+                let put = next.put(key, contents(version, len), condition);
+                block_on(put).map(|put| put.etag)
+            };
+            let objects = [("owner", 130), ("index", 61), ("state/page", SMALL_LEN)];
+            let mut etags =
+                objects.map(|(key, len)| put(&next, key, 0, len, Condition::IfAbsent).unwrap());
+            let hog = Hog::start(dir.join("hog"), files);
+            for version in 1..60 {
+                if version % 20 == 0 {
+                    block_on(next.close()).unwrap();
+                    next = open(&root, OpenFlags::WRITE);
+                }
+                for (at, (key, len)) in objects.into_iter().enumerate() {
+                    let condition = Condition::IfMatch(etags[at].clone());
+                    let replaced = put(&next, key, version, len, condition.clone());
+                    let replaced =
+                        replaced.unwrap_or_else(|error| panic!("{limits}: {key}: {error}"));
+                    assert_ne!(replaced, etags[at]);
+                    etags[at] = replaced;
+                    let late = put(&next, key, 0xff, len, condition).unwrap_err();
+                    assert_eq!(late.kind, Kind::Precondition);
+                    let got = block_on(next.get(key, Range::ALL, GetFlags::NONE)).unwrap();
+                    assert_eq!(common::bytes_of(&got.data), vec![version; len], "{key}");
+                }
+                let new = put(&next, "new", 1, SMALL_LEN, Condition::Always);
+                assert_eq!(new.unwrap_err().kind, Kind::NoSpace, "{limits}");
+            }
+            drop(hog);
+            let keys = objects.map(|(key, _)| key.to_owned());
+            let deleted = block_on(next.delete(keys.to_vec())).unwrap();
+            assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+            block_on(next.close()).unwrap();
+            assert!(root.read_dir().unwrap().next().is_none(), "room was left");
+        });
+    }
+}
+
+/// The file of a replaced object is written to when another one is replaced.
+#[test]
+fn c19_c24_who_reads_while_objects_are_replaced_without_space_sees_them_whole() {
+    on_small_disk("size=2m", |dir| {
+        let next = open(&dir.join("root"), OpenFlags::WRITE | OpenFlags::CREATE);
+        let put = |version| {
+            let put = next.put("page", contents(version, SMALL_LEN), Condition::Always);
+            block_on(put).unwrap();
+        };
+        put(0);
+        let _hog = Hog::start(dir.join("hog"), false);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // So many that some of them are stopped in the middle of a read.
+            for _ in 0..24 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let got = block_on(next.get("page", Range::ALL, GetFlags::NONE));
+                        let bytes = common::bytes_of(&got.unwrap().data);
+                        let whole = bytes.iter().all(|byte| *byte == bytes[0]);
+                        assert!(whole && bytes.len() == SMALL_LEN, "torn");
+                    }
+                });
+            }
+            (0..2000_u32).for_each(|version| put(version as u8));
+            over.store(true, Ordering::Relaxed);
+        });
+    });
 }

@@ -73,7 +73,8 @@ impl Store {
     }
 }
 
-/// What there is below a directory that is not a directory itself, or an empty one.
+/// What there is below a directory that is not a directory itself, or an empty one; without the room
+/// that is kept for small objects.
 pub(crate) fn tree(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut left = vec![root.to_path_buf()];
@@ -91,5 +92,8 @@ pub(crate) fn tree(root: &Path) -> Vec<String> {
         }
     }
     let name = |path: PathBuf| path.strip_prefix(root).unwrap().display().to_string();
-    found.into_iter().map(name).collect()
+    let names = found.into_iter().map(name);
+    names
+        .filter(|name| !name.starts_with(".nbd-rs-tmp/room-"))
+        .collect()
 }
