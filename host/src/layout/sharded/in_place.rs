@@ -16,7 +16,7 @@ use super::fetch::gone;
 use super::frame::corrupt;
 use super::pages::Pages;
 use super::state::State;
-use super::{driven, zeros};
+use super::{driven, one_extent, zeros};
 use crate::backend::{Answer, Object};
 use crate::error::{Error, Kind, Result};
 use crate::layout::durability::Durability;
@@ -333,19 +333,26 @@ impl InPlace {
         })
     }
 
-    /// What is allocated of a shard that is not never.
+    /// What is allocated of a shard that is not never. One that is lost counts as data: whoever reads
+    /// it is told, and whoever only asks can go on.
     pub(super) async fn extents(
         &self,
         part: Part,
         state: State,
         limit: u32,
     ) -> Result<Vec<Extent>> {
-        let Some(object) = self.look(part.shard, state).await? else {
-            let (len, flags) = (part.len, ExtentFlags::HOLE | ExtentFlags::ZERO);
-            return Ok(vec![Extent { len, flags }]);
+        let flags = match self.look(part.shard, state).await {
+            Ok(Some(object)) => {
+                let extents = object.extents(part.offset, part.len, limit);
+                return extents.wait().await;
+            }
+            Ok(None) => ExtentFlags::HOLE | ExtentFlags::ZERO,
+            Err(error) => {
+                tracing::debug!("shard {} is told as data: {error}", part.shard);
+                ExtentFlags::NONE
+            }
         };
-        let extents = object.extents(part.offset, part.len, limit);
-        extents.wait().await
+        Ok(one_extent(part.len, flags))
     }
 
     /// Reads ahead.

@@ -394,18 +394,27 @@ impl Inner {
         while at < end && looked_at < LOOKED_AT {
             let shard = at / self.shard_bytes();
             let empty = self.pages.never_from(shard);
-            let until = ((shard + empty.max(1)) * self.shard_bytes()).min(end);
+            let state = match empty {
+                0 => self.pages.state(shard).await,
+                _ => Ok(State::Never),
+            };
+            // Where the state page is lost all of its shards are data, which can't be read.
+            let lost = matches!(&state, Err(error) if error.kind == Kind::Corrupt);
+            let alike = match lost {
+                true => state::PAGE_SHARDS - shard % state::PAGE_SHARDS,
+                false => empty.max(1),
+            };
+            let until = ((shard + alike) * self.shard_bytes()).min(end);
             let part = Part {
                 shard,
                 offset: at % self.shard_bytes(),
                 len: until - at,
             };
-            let state = match empty {
-                0 => self.pages.state(shard).await?,
-                _ => State::Never,
-            };
             let room = (limit as usize - extents.len()).max(1);
-            let found = self.extents_of(part, state, room as u32).await?;
+            let found = match lost {
+                true => one_extent(part.len, ExtentFlags::NONE),
+                false => self.extents_of(part, state?, room as u32).await?,
+            };
             let told: u64 = found.iter().map(|extent| extent.len).sum();
             for extent in found {
                 let full = extents.len() == limit as usize;
@@ -425,15 +434,12 @@ impl Inner {
     }
 
     async fn extents_of(&self, part: Part, state: State, limit: u32) -> Result<Vec<Extent>> {
-        let one = |flags| {
-            let len = part.len;
-            Ok(vec![Extent { len, flags }])
+        let flags = match (&self.shards, state) {
+            (_, State::Never) => ExtentFlags::HOLE | ExtentFlags::ZERO,
+            (Shards::InPlace(in_place), state) => return in_place.extents(part, state, limit).await,
+            (Shards::Whole(_), _) => ExtentFlags::NONE,
         };
-        match (&self.shards, state) {
-            (_, State::Never) => one(ExtentFlags::HOLE | ExtentFlags::ZERO),
-            (Shards::InPlace(in_place), state) => in_place.extents(part, state, limit).await,
-            (Shards::Whole(_), _) => one(ExtentFlags::NONE),
-        }
+        Ok(one_extent(part.len, flags))
     }
 
     async fn close(&self) -> Result<()> {
@@ -468,6 +474,10 @@ impl Inner {
         }
         writer.lease.release().await.and(flushed)
     }
+}
+
+fn one_extent(len: u64, flags: ExtentFlags) -> Vec<Extent> {
+    vec![Extent { len, flags }]
 }
 
 fn slow() -> Error {

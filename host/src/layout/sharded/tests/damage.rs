@@ -3,6 +3,7 @@
 use super::super::check::{check, Finding, Report};
 use super::super::names::VOLUME;
 use super::*;
+use nbd_rs_plugin::ExtentFlags;
 use crate::runtime::block_on;
 
 async fn found(store: &Store) -> Report {
@@ -42,6 +43,30 @@ fn c21_a_lost_shard_is_an_error_and_check_names_it() {
                 // Written anew it is whole again.
                 write(&volume, SHARD, 8, SHARD).await.unwrap();
                 assert_eq!(read(&volume, SHARD, 1).await.unwrap(), [8]);
+            }
+        }
+    });
+}
+
+/// A client that copies a volume asks where the data is, and must come as far as reading it.
+#[test]
+fn c21_what_is_lost_is_told_as_data_and_its_read_is_an_error() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            for lost in ["shard/000000000001", "state/"] {
+                let store = filled(way).await;
+                store.remove(&named(&store, lost).remove(0));
+                let how = How {
+                    writes: false,
+                    ..how()
+                };
+                let volume = manage::open(Rig::new(&store).chain(), how).await.unwrap();
+                let extents = volume.extents(SHARD, 2 * SHARD, 10).wait().await.unwrap();
+                let told: u64 = extents.iter().map(|extent| extent.len).sum();
+                assert_eq!(told, 2 * SHARD, "{way} {lost}");
+                assert_eq!(extents[0].flags, ExtentFlags::NONE, "{way} {lost}");
+                assert!(extents[0].len >= SHARD, "{way} {lost}");
+                assert_eq!(kind(read(&volume, SHARD, 1).await), Kind::Corrupt);
             }
         }
     });
