@@ -2,14 +2,18 @@
 //! is full or turns read-only, descriptors run out, files are cut or replaced behind our back.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::{tempdir, TempDir};
 
-use crate::client::{Client, EIO, ENOSPC, FUA, WRITE};
+use crate::client::{Client, EIO, ENOSPC, FUA, TRIM, WRITE, WRITE_ZEROES};
 use crate::disks::{FailingDisk, SmallDisk, FAILING_DISK, SMALL_DISK};
 use crate::server::{nbd_rs, text, Serve, Server};
 use crate::tools::{present, present_as_root, skip, tool};
@@ -233,6 +237,109 @@ fn f14_c24_in_a_full_directory_writes_are_enospc_and_all_else_goes_on() {
         assert_eq!(client.read(at(300), SHARD), Ok(vec![0; SHARD]));
         assert_eq!(client.read(at(15), SHARD), Ok(vec![0xaa; SHARD]));
         server.stop();
+    }
+}
+
+/// Somebody takes every bit of space that gets free, for as long as this lives.
+struct Hog {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Hog {
+    fn start(path: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let is_over = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut file = fs::File::create(path).expect("a file");
+            while !is_over.load(Ordering::Relaxed) {
+                if file.write_all(&[7; 4096]).is_err() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        let thread = Some(thread);
+        Self { stop, thread }
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("it ends");
+        }
+    }
+}
+
+/// Found by a user: a client that filled the disk left a volume that could not be trimmed, stopped in
+/// order, started or destroyed, for the records of all that are put as new files.
+#[test]
+fn f14_c24_a_volume_that_filled_its_directory_is_no_dead_end() {
+    if !present_as_root(&SMALL_DISK) {
+        return;
+    }
+    for options in ["", "?way=whole"] {
+        let disk = SmallDisk::new();
+        // 128 MiB on 64.
+        let volume = Volume::new(disk.path("chunks"), options, 2048);
+        let server = volume.serve().start();
+        let mut client = Client::unix(&server);
+        client.line.receive_within(Duration::from_secs(60));
+        let refused = (0..2048).find(|&shard| match client.write(0, at(shard), &[0xaa; SHARD]) {
+            0 => false,
+            error => {
+                assert_eq!(error, ENOSPC, "{options}: shard {shard}");
+                true
+            }
+        });
+        let end = refused.expect("the disk is smaller");
+        assert!(end > 400, "only {end} shards");
+        // What gets free is somebody else's at once; but not what is kept for records.
+        let hog = Hog::start(disk.path("hog"));
+        assert_eq!(client.flush(), 0, "{options}: C10");
+        // Longer than the lease: heartbeats take no space.
+        thread::sleep(Duration::from_secs(12));
+        if options.is_empty() {
+            assert_eq!(client.write(0, at(7), &[0xab; 4096]), 0, "it has its space");
+        }
+        assert_eq!(client.write(0, at(end + 9), &[1; SHARD]), ENOSPC);
+        assert_eq!(client.flush(), 0, "{options}");
+        drop(client);
+        server.stop();
+        volume.run(&["info"]);
+        volume.run(&["check"]);
+
+        let mut server = volume.serve().start();
+        let mut client = Client::unix(&server);
+        client.line.receive_within(Duration::from_secs(60));
+        let first = if options.is_empty() { 0xab } else { 0xaa };
+        assert_eq!(client.read(at(7), 1), Ok(vec![first]), "{options}");
+        drop(hog);
+        let (from, to) = (10, 300);
+        for (shard, command) in [(from, TRIM), (from + 100, WRITE_ZEROES)] {
+            let done = client.zero(command, 0, at(shard), 100 * SHARD);
+            assert_eq!(done, 0, "{options}: {command}");
+        }
+        let tried = Instant::now();
+        // Their files go in the background.
+        while client.write(0, at(to), &[2; SHARD]) != 0 {
+            assert!(
+                tried.elapsed() < Duration::from_secs(20),
+                "{options}: no room"
+            );
+        }
+        assert_eq!(client.write(0, at(end + 9), &[3; SHARD]), 0, "{options}");
+        assert_eq!(client.flush(), 0, "{options}");
+        assert_eq!(client.read(at(from), SHARD), Ok(vec![0; SHARD]));
+        server.assert_alive();
+        kill(server);
+        volume.run(&["check", "--deep"]);
+        let hog = Hog::start(disk.path("hog"));
+        volume.run(&["destroy"]);
+        drop(hog);
+        let left = fs::read_dir(&volume.dir).expect("a directory");
+        assert_eq!(left.count(), 0, "{options}");
     }
 }
 

@@ -15,11 +15,31 @@ use crate::names::TEMPORARY;
 use crate::root::Root;
 use crate::temporary::{directory, fill, tidy, MODE};
 
-/// The names and sizes of the files, in bytes. The host's records of a volume are of these sizes: a
-/// state page has 16 KiB and a frame, the others some hundred bytes.
-const ROOMS: [(&str, u64); 2] = [("room-4096", 4 << 10), ("room-20480", 20 << 10)];
+/// Which files there are. The host's records of a volume are of these sizes: a state page has 16 KiB
+/// and a frame, the others some hundred bytes.
+const ROOMS: [Kept; 2] = [
+    Kept {
+        name: "room-4096",
+        bytes: 4 << 10,
+        least_bytes: 0,
+    },
+    Kept {
+        name: "room-20480",
+        bytes: MOST_BYTES,
+        least_bytes: 16 << 10,
+    },
+];
 /// Larger objects are not replaced this way, in bytes.
-pub const MOST_BYTES: u64 = ROOMS[1].1;
+pub const MOST_BYTES: u64 = 20 << 10;
+
+/// A file that is kept.
+struct Kept {
+    name: &'static str,
+    /// What it is made with.
+    bytes: u64,
+    /// It is not given for the file of an object that has less.
+    least_bytes: u64,
+}
 /// What the kernel counts allocated space in, in bytes.
 const SECTOR_BYTES: u64 = 512;
 
@@ -29,7 +49,7 @@ const SECTOR_BYTES: u64 = 512;
 /// The system's.
 pub fn keep(root: &Root) -> std::io::Result<()> {
     let dir = directory(root)?;
-    for (name, bytes) in ROOMS {
+    for Kept { name, bytes, .. } in ROOMS {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut file = File::from(openat(&dir, name, flags, MODE)?);
         let metadata = file.metadata()?;
@@ -59,14 +79,17 @@ impl Room {
     /// none, or if what is left would be too small for the next one.
     pub fn find(root: &Root, bytes: u64, old: &Stat) -> Option<Self> {
         let dir = root.directory(TEMPORARY).ok()?;
-        for (name, nominal) in ROOMS {
+        for Kept {
+            name, least_bytes, ..
+        } in ROOMS
+        {
             let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let Ok(file) = openat(&dir, name, flags, Mode::empty()).map(File::from) else {
                 continue;
             };
             let metadata = file.metadata().ok()?;
             let fits = metadata.is_file() && allocated(metadata.blocks()) >= bytes;
-            let stays = nominal == ROOMS[0].1 || allocated(old.st_blocks as u64) >= nominal;
+            let stays = allocated(old.st_blocks as u64) >= least_bytes;
             if fits && stays {
                 return Some(Self { dir, name, file });
             }
@@ -110,7 +133,7 @@ pub fn give_back(root: &Root) {
         entries.all(|entry| entry.is_ok_and(|entry| is_own(entry.file_name().to_bytes())))
     });
     if empty {
-        for (name, _) in ROOMS {
+        for Kept { name, .. } in ROOMS {
             // What stays takes 24 KiB, and does no harm.
             let _ = unlinkat(&dir, name, AtFlags::empty());
         }

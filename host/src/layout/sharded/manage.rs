@@ -325,6 +325,19 @@ async fn existing(store: &Store, force: bool) -> Result<Option<Existing>> {
     }
 }
 
+/// The first objects with this prefix, without the owner record.
+async fn some_objects(store: &Store, names: &Names, prefix: &str) -> Result<Vec<String>> {
+    let mut keys = Vec::new();
+    let each = |meta: &nbd_rs_plugin::Meta| {
+        if meta.key != names.owner() {
+            keys.push(meta.key.to_string());
+        }
+        keys.len() < BULK
+    };
+    store.list(prefix, None, each).await?;
+    Ok(keys)
+}
+
 /// Deletes all that carries a volume's name, the owner record last.
 async fn remove_objects(
     store: &Store,
@@ -334,14 +347,7 @@ async fn remove_objects(
 ) -> Result<u64> {
     let mut removed = 0;
     loop {
-        let mut keys = Vec::new();
-        let each = |meta: &nbd_rs_plugin::Meta| {
-            if meta.key != names.owner() {
-                keys.push(meta.key.to_string());
-            }
-            keys.len() < BULK
-        };
-        store.list(names.all(), None, each).await?;
+        let keys = some_objects(store, names, names.all()).await?;
         if keys.is_empty() {
             break;
         }
@@ -351,7 +357,11 @@ async fn remove_objects(
         progress(removed);
     }
     // From here on the heart need not beat.
-    lease.release().await?;
+    match lease.release().await {
+        // The record goes all the same, and with it the heart finds that the volume is lost.
+        Err(error) if error.kind == Kind::NoSpace => {}
+        released => released?,
+    }
     delete(store, vec![names.owner()]).await?;
     Ok(removed)
 }
@@ -362,7 +372,7 @@ async fn delete(store: &Store, keys: Vec<String>) -> Result<()> {
     store.settle().await
 }
 
-/// Removes a volume: its objects, then its record. How many objects there were.
+/// Removes a volume: its objects, then its record. How many objects there were. It needs no room.
 ///
 /// # Errors
 /// [`Kind::NotFound`] if there is none; [`Kind::Busy`] while it is served.
@@ -374,11 +384,44 @@ pub async fn destroy(
     let store = Store::new(chain, fencing_is_external);
     let (record, _) = read_record(&store).await?;
     let names = Names::of(record.uuid);
-    let lease = take(&store, &names, &record, false, Timing::default()).await?;
-    let removed = remove_objects(&store, &names, &lease, progress).await?;
+    let mut removed = 0;
+    loop {
+        let taken = take(&store, &names, &record, false, Timing::default()).await;
+        match taken {
+            Ok(lease) => {
+                let mut show = |more| progress(removed + more);
+                removed += remove_objects(&store, &names, &lease, &mut show).await?;
+                break;
+            }
+            // Nobody serves it, and there is no room to say that it is ours: to make some is what
+            // this is for.
+            Err(full) if full.kind == Kind::NoSpace => {
+                let gone = remove_some(&store, &names).await?;
+                removed += gone;
+                progress(removed);
+                if gone == 0 {
+                    delete(&store, vec![names.owner()]).await?;
+                    break;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
     delete(&store, vec![VOLUME.to_owned()]).await?;
     store.chain.close().await?;
     Ok(removed)
+}
+
+/// Deletes some objects of a volume that nobody serves, shards before records; how many.
+async fn remove_some(store: &Store, names: &Names) -> Result<u64> {
+    for prefix in [names.shards().as_str(), names.all()] {
+        let keys = some_objects(store, names, prefix).await?;
+        if !keys.is_empty() {
+            let removed = keys.len() as u64;
+            return delete(store, keys).await.map(|()| removed);
+        }
+    }
+    Ok(0)
 }
 
 /// Grows a volume that is not served.

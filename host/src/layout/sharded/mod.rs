@@ -436,7 +436,9 @@ impl Inner {
     async fn extents_of(&self, part: Part, state: State, limit: u32) -> Result<Vec<Extent>> {
         let flags = match (&self.shards, state) {
             (_, State::Never) => ExtentFlags::HOLE | ExtentFlags::ZERO,
-            (Shards::InPlace(in_place), state) => return in_place.extents(part, state, limit).await,
+            (Shards::InPlace(in_place), state) => {
+                return in_place.extents(part, state, limit).await
+            }
             (Shards::Whole(_), _) => ExtentFlags::NONE,
         };
         Ok(one_extent(part.len, flags))

@@ -466,7 +466,15 @@ impl Pages {
                     states.settle();
                     states.unsure = true;
                 }
-                self.commit(&page).await
+                match self.commit(&page).await {
+                    // A page that was to be new: none of its shards was put. The others lie there
+                    // unsettled, and the next owner looks.
+                    Err(error) if error.kind == Kind::NoSpace => {
+                        tracing::warn!("state page {number} is left as it is: {error}");
+                        Ok(())
+                    }
+                    committed => committed,
+                }
             })
             .await
     }

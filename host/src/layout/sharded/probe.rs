@@ -32,12 +32,38 @@ pub(super) async fn conditions(store: &Store, names: &Names) -> Result<()> {
     let key = names.probe(Uuid::random()?);
     let probed = probe(store, &key).await;
     remove(store, key).await;
-    probed
+    match probed {
+        Err(full) if full.kind == Kind::NoSpace => refusals(store, names, full).await,
+        probed => probed,
+    }
+}
+
+/// The same where there is no room for a probe object: the puts that must fail, of the owner record.
+/// A store that lets them through has the same bytes there. That it can be put where it must be
+/// possible is seen when the volume is taken.
+async fn refusals(store: &Store, names: &Names, full: Error) -> Result<()> {
+    let (owner, index) = (store.read(names.owner()).await?, store.head(names.index()));
+    let (Some((record, etag)), Some(other)) = (owner, index.await?) else {
+        return Err(full);
+    };
+    let key = names.owner();
+    let put = |condition| store.put(&key, body(&record), condition);
+    let absent = put(Condition::IfAbsent).await;
+    expect(absent, Kind::Exists, "put if absent")?;
+    if etag.is_empty() || etag == other.etag.as_str() {
+        return Err(disobeys("an ETag for each object"));
+    }
+    let stale = put(Condition::IfMatch(other.etag)).await;
+    expect(stale, Kind::Precondition, "put if the ETag matches")
+}
+
+fn body(bytes: &[u8]) -> Body {
+    Body::One(Bytes::from(bytes.to_vec()))
 }
 
 async fn probe(store: &Store, key: &str) -> Result<()> {
     let put = |text: &str, condition| {
-        let body = Body::One(Bytes::from(text.as_bytes().to_vec()));
+        let body = body(text.as_bytes());
         store.chain.put(key.to_owned(), body, condition).wait()
     };
     let first = put("probe 1", Condition::IfAbsent).await?.etag;

@@ -3,8 +3,8 @@
 use super::super::check::{check, Finding, Report};
 use super::super::names::VOLUME;
 use super::*;
-use nbd_rs_plugin::ExtentFlags;
 use crate::runtime::block_on;
+use nbd_rs_plugin::ExtentFlags;
 
 async fn found(store: &Store) -> Report {
     let chain = Rig::new(store).chain();

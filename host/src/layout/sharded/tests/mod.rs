@@ -9,6 +9,7 @@ pub(crate) mod random;
 pub(crate) mod rig;
 #[path = "../../../../tests/common/rng.rs"]
 pub(crate) mod rng;
+mod room;
 mod size;
 
 use std::time::Duration;

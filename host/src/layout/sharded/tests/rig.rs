@@ -49,6 +49,8 @@ pub(crate) struct Rig {
 #[derive(Default)]
 struct Shared {
     dead: AtomicBool,
+    /// Nothing can be put until something was deleted.
+    full: AtomicBool,
     /// Changes until death; the last one happens or not by its lowest bit.
     life: AtomicI64,
     last_happens: AtomicBool,
@@ -110,6 +112,11 @@ impl Rig {
     /// The next change of an object with this in its name goes wrong.
     pub(crate) fn fault(&self, name: &str, fault: Fault) {
         lock(&self.shared.faults).push((name.to_owned(), fault));
+    }
+
+    /// No put finds room, not even of an object in the place of another, until one was deleted.
+    pub(crate) fn fill(&self) {
+        self.shared.full.store(true, Ordering::SeqCst);
     }
 
     /// Nothing goes wrong any more.
@@ -243,6 +250,9 @@ impl Backend for Rig {
     }
 
     async fn put(&self, key: &str, body: Body, condition: Condition) -> Result<Put> {
+        if self.shared.full.load(Ordering::SeqCst) {
+            return Err(Error::new(Kind::NoSpace, "told to be full"));
+        }
         self.change(key, self.next.put(key, body, condition)).await
     }
 
@@ -253,7 +263,12 @@ impl Backend for Rig {
 
     async fn delete(&self, keys: Vec<String>) -> Result<Vec<Result<()>>> {
         let first = keys.first().cloned().unwrap_or_default();
-        self.change(&first, self.next.delete(keys)).await
+        let frees = keys.iter().any(|key| self.store.peek(key).is_some());
+        let deleted = self.change(&first, self.next.delete(keys)).await;
+        if frees && deleted.is_ok() {
+            self.shared.full.store(false, Ordering::SeqCst);
+        }
+        deleted
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
