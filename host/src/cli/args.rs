@@ -286,9 +286,16 @@ pub struct Check {
     /// Read every shard and compare it with its checksums.
     #[arg(long)]
     pub deep: bool,
+    /// Make lost records again from what is there, while nobody serves the volume; shards of which
+    /// nobody can say what they held read as errors, never as zeros.
+    #[arg(long)]
+    pub repair: bool,
     /// For scripts.
     #[arg(long)]
     pub json: bool,
+    /// Writes that wait in its journal are told.
+    #[command(flatten)]
+    pub directory: JournalDir,
     /// The volume.
     #[command(flatten)]
     pub volume: VolumeArgs,

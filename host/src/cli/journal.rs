@@ -164,6 +164,20 @@ impl JournalDir {
         }
     }
 
+    /// What is here of the journal of a volume, if there is one.
+    pub(super) fn look(&self, volume: Uuid) -> Option<(PathBuf, Verified)> {
+        let directory = self.journal.clone().or_else(place::of_this_process);
+        let directory = directory.filter(|path| path.is_dir())?;
+        let found = match manage::verify(&directory, Some(volume)) {
+            Ok(verified) => verified.into_iter().next()?,
+            Err(error) => Verified {
+                volume,
+                found: Err(error),
+            },
+        };
+        Some((directory, found))
+    }
+
     /// Removes what is here of the journal of a volume that is gone.
     pub(super) fn forget(&self, volume: Option<Uuid>) {
         let directory = self.journal.clone().or_else(place::of_this_process);

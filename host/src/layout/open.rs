@@ -15,6 +15,7 @@ use crate::plugin::Registry;
 
 pub use super::sharded::check::{Finding, Report};
 pub use super::sharded::manage::Facts;
+pub use super::sharded::Way;
 
 /// A layout by its name on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,15 @@ pub struct NewVolume {
     pub shard_bytes: Option<u64>,
     /// Start an empty one even where one exists.
     pub force: bool,
+}
+
+/// How a volume is compared with its objects.
+#[derive(Debug, Clone, Copy)]
+pub struct Check {
+    /// Their contents are compared with their checksums, too.
+    pub deep: bool,
+    /// What can be mended is.
+    pub repair: bool,
 }
 
 /// A volume as it was typed: layout and location.
@@ -194,20 +204,20 @@ impl Volume {
         }
     }
 
-    /// Compares it with its objects; with `deep` also their contents with their checksums.
+    /// Compares it with its objects, and mends it if that was asked for and nobody serves it.
     /// `progress` is told how many of how many shards are done.
     ///
     /// # Errors
-    /// If that can't be done. What is wrong with the volume is in the report.
+    /// If that can't be done; [`Kind::Busy`] for a repair while it is served. What is wrong with the volume is in the report.
     pub async fn check(
         &self,
         registry: &Registry,
-        deep: bool,
+        how: Check,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Report> {
         match self.driver {
             Driver::Raw => Err(self.has_no("check", "raw, which keeps nothing but the bytes")),
-            Driver::Sharded => sharded::compare(self, registry, deep, progress).await,
+            Driver::Sharded => sharded::compare(self, registry, how, progress).await,
         }
     }
 

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use nbd_rs_plugin::OpenFlags;
 
-use super::{Access, NewVolume, Volume};
+use super::{Access, Check, NewVolume, Volume};
+use crate::backend::chain::Chain;
 use crate::error::{Error, Kind, Result};
 use crate::layout::sharded::check::{check, Report};
 use crate::layout::sharded::manage::{self, Facts, How, Plan};
+use crate::layout::sharded::repair::repair;
 use crate::layout::sharded::Timing;
 use crate::layout::Layout;
 use crate::plugin::Registry;
@@ -95,10 +97,31 @@ pub(super) async fn facts(volume: &Volume, registry: &Registry) -> Result<Facts>
 pub(super) async fn compare(
     volume: &Volume,
     registry: &Registry,
-    deep: bool,
+    how: Check,
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Report> {
-    let chain = volume.chain(registry, OpenFlags::NONE).await?;
-    let report = check(&chain, deep, progress).await;
+    let external = fencing_is_external(volume)?;
+    let flags = match how.repair {
+        true => OpenFlags::WRITE,
+        false => OpenFlags::NONE,
+    };
+    let chain = volume.chain(registry, flags).await?;
+    let report = check_and_repair(&chain, how, external, progress).await;
     chain.close().await.and(report)
+}
+
+/// What is mended is compared again.
+async fn check_and_repair(
+    chain: &Chain,
+    how: Check,
+    fencing_is_external: bool,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> Result<Report> {
+    let report = check(chain, how.deep, progress).await?;
+    if !how.repair || !report.needs_repair() {
+        return Ok(report);
+    }
+    let mended = repair(chain, fencing_is_external, Timing::default(), progress).await?;
+    let report = check(chain, how.deep, progress).await?;
+    Ok(Report { mended, ..report })
 }

@@ -9,13 +9,18 @@ use super::fetch;
 use super::names::Names;
 use super::owner::OwnerRecord;
 use super::pages::Pages;
+use super::ranges::Ranges;
 use super::state::{State, StatePage, PAGE_SHARDS};
 use super::store::Store;
 use super::volume::{VolumeRecord, Way};
 use super::{manage, ticket, trailer::UNIT_BYTES};
 use crate::backend::chain::Chain;
 use crate::error::{Error, Kind, Result};
+use crate::layout::ledger::Entry;
 
+const MADE_AGAIN: &str = "check --repair or serve --takeover makes the record again";
+/// How often a page is looked at again because it was changed while its objects were looked for.
+const LOOKS: usize = 8;
 /// Findings that are kept in full; more are counted only.
 const MAX_LISTED: usize = 1000;
 
@@ -26,6 +31,8 @@ pub enum Finding {
     Missing,
     /// It is there and is not as it was put.
     Damaged,
+    /// No data is lost, but something can't be used until `check --repair` mends it.
+    Mendable,
     /// A leftover: its shard reads as zeros, and a later write replaces it.
     Orphan,
     /// Nothing of this volume has such a name.
@@ -38,6 +45,7 @@ impl Finding {
         match self {
             Finding::Missing => "missing",
             Finding::Damaged => "damaged",
+            Finding::Mendable => "mendable",
             Finding::Orphan => "orphan",
             Finding::Foreign => "foreign",
         }
@@ -50,8 +58,10 @@ impl Finding {
 }
 
 /// What was found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
+    /// What the volume is.
+    pub record: VolumeRecord,
     /// Finding, object, and what is to be said; the first so many.
     pub findings: Vec<(Finding, String, String)>,
     /// How many of each.
@@ -60,9 +70,28 @@ pub struct Report {
     pub shards: u64,
     /// Shards whose contents were compared with their checksums.
     pub verified: u64,
+    /// Where acknowledged writes may wait that the store does not have.
+    pub journal: Option<Entry>,
+    /// State pages, or the index of them, are lost.
+    pub records_lost: bool,
+    /// What was mended before.
+    pub mended: Vec<String>,
 }
 
 impl Report {
+    fn new(record: VolumeRecord) -> Self {
+        Self {
+            record,
+            findings: Vec::new(),
+            counts: BTreeMap::new(),
+            shards: 0,
+            verified: 0,
+            journal: None,
+            records_lost: false,
+            mended: Vec::new(),
+        }
+    }
+
     fn add(&mut self, finding: Finding, object: &str, text: impl Into<String>) {
         *self.counts.entry(finding).or_default() += 1;
         if self.findings.len() < MAX_LISTED {
@@ -74,6 +103,11 @@ impl Report {
     /// Whether data is lost.
     pub fn has_damage(&self) -> bool {
         self.counts.keys().any(|finding| finding.is_damage())
+    }
+
+    /// Whether `check --repair` has something to do.
+    pub fn needs_repair(&self) -> bool {
+        self.records_lost || self.counts.contains_key(&Finding::Mendable)
     }
 }
 
@@ -91,9 +125,10 @@ pub async fn check(
     let record = manage::record(&store).await?;
     let names = Names::of(record.uuid);
     let mut check = Check {
-        report: Report::default(),
+        report: Report::new(record),
         deep: deep && record.way == Way::Whole,
         states: BTreeMap::new(),
+        orphans: Ranges::default(),
         unknown: Unknown::default(),
         record,
         names,
@@ -110,6 +145,8 @@ struct Check {
     record: VolumeRecord,
     deep: bool,
     states: BTreeMap<u64, StatePage>,
+    /// Objects of shards that are never, by the state pages as they were read.
+    orphans: Ranges,
     unknown: Unknown,
     report: Report,
 }
@@ -139,7 +176,7 @@ impl Check {
     async fn records(&mut self) -> Result<()> {
         let key = self.names.journal();
         match ticket::read(&self.store, key.clone(), self.record.uuid).await {
-            Ok(_) => {}
+            Ok((entry, _)) => self.report.journal = entry,
             Err(error) if is_damage(&error) => {
                 self.report.add(Finding::Damaged, &key, error.message);
             }
@@ -150,8 +187,11 @@ impl Check {
             Ok(directory) => {
                 // Whoever put the index had a record.
                 if !has_owner && directory.epoch() > 0 {
-                    let text = "who has the volume can't be told; serve --takeover makes it again";
-                    self.report.add(Finding::Missing, &self.names.owner(), text);
+                    let text = format!(
+                        "who has the volume can't be told, so nobody is let in; {MADE_AGAIN}"
+                    );
+                    self.report
+                        .add(Finding::Mendable, &self.names.owner(), text);
                 }
                 directory.pages()
             }
@@ -162,6 +202,7 @@ impl Check {
                     None => Finding::Missing,
                 };
                 self.unknown.all = true;
+                self.report.records_lost = true;
                 self.report.add(finding, &key, error.message);
                 Vec::new()
             }
@@ -180,6 +221,7 @@ impl Check {
                 },
             };
             self.unknown.pages.insert(page);
+            self.report.records_lost = true;
             let text = format!("{text}, so nothing can be said of its shards");
             self.report.add(finding, &key, text);
         }
@@ -192,9 +234,13 @@ impl Check {
         let Some((bytes, _)) = self.store.read(key.clone()).await? else {
             return Ok(false);
         };
-        if let Err(error) = OwnerRecord::decode(self.record.uuid, &bytes) {
-            let text = format!("{}; serve --takeover makes it again", error.message);
-            self.report.add(Finding::Damaged, &key, text);
+        match OwnerRecord::decode(self.record.uuid, &bytes) {
+            Ok(_) => {}
+            Err(error) if error.kind == Kind::Corrupt => {
+                let text = format!("{}, so nobody is let in; {MADE_AGAIN}", error.message);
+                self.report.add(Finding::Mendable, &key, text);
+            }
+            Err(error) => self.report.add(Finding::Damaged, &key, error.message),
         }
         Ok(true)
     }
@@ -211,7 +257,7 @@ impl Check {
             .values()
             .map(|page| page.counts(PAGE_SHARDS)[2])
             .sum();
-        let mut present = super::ranges::Ranges::default();
+        let mut present = Ranges::default();
         let pages = self.fetcher().await;
         let mut after = None;
         loop {
@@ -228,7 +274,8 @@ impl Check {
                 None => break,
             }
         }
-        self.missing(&present).await
+        self.missing(&present).await?;
+        self.leftovers().await
     }
 
     /// What reads shards, if they are to be read.
@@ -250,18 +297,24 @@ impl Check {
         }
         let state = self.state(shard);
         if state.is_none_or(|state| state == State::Never) {
-            let text = "its shard reads as zeros; the next write there replaces it";
-            self.report.add(Finding::Orphan, key, text);
+            self.orphans.insert(shard..shard + 1);
             return Ok(());
         }
         self.report.shards += 1;
-        let expected = match self.record.way {
-            Way::InPlace => self.record.shard_bytes,
-            Way::Whole => super::trailer::object_bytes(self.record.shard_bytes),
-        };
+        let expected = expected_bytes(&self.record);
         // An intended shard may be half made in place; nothing in it was acknowledged.
         let half_made = state == Some(State::Intended) && self.record.way == Way::InPlace;
-        if size != expected && !half_made {
+        if size > expected && !half_made {
+            let text = format!(
+                "{size} bytes instead of {expected}: nothing that was written lies behind its end"
+            );
+            // What is put whole is read as it is, and the next put replaces it.
+            let finding = match self.record.way {
+                Way::InPlace => Finding::Mendable,
+                Way::Whole => Finding::Orphan,
+            };
+            self.report.add(finding, key, text);
+        } else if size != expected && !half_made {
             let text = format!("{size} bytes instead of {expected}");
             self.report.add(Finding::Damaged, key, text);
             return Ok(());
@@ -309,7 +362,17 @@ impl Check {
         None
     }
 
-    async fn missing(&mut self, present: &super::ranges::Ranges) -> Result<()> {
+    /// A state page as it is now, and its ETag; `None` if there is none, or it can't be read.
+    async fn page_now(&self, page: u64) -> Result<Option<(StatePage, String)>> {
+        let found = self.store.read(self.names.page(page)).await?;
+        let decoded = found.map(|(bytes, etag)| {
+            let decoded = StatePage::decode(self.record.uuid, page, &bytes);
+            decoded.map(|(states, ..)| (states, etag))
+        });
+        Ok(decoded.and_then(Result::ok))
+    }
+
+    async fn missing(&mut self, present: &Ranges) -> Result<()> {
         for (page, states) in std::mem::take(&mut self.states) {
             let lost = |at: &u64| {
                 let shard = page * PAGE_SHARDS + at;
@@ -317,29 +380,82 @@ impl Check {
             };
             let shards = (self.record.shards() - page * PAGE_SHARDS).min(PAGE_SHARDS);
             let lost: Vec<u64> = (0..shards).filter(lost).collect();
-            if lost.is_empty() {
-                continue;
-            }
-            // A listing may lag behind; and whoever serves the volume may have given them up since,
-            // and written them again.
-            let now = self.store.read(self.names.page(page)).await?;
-            let now =
-                now.and_then(|(bytes, _)| StatePage::decode(self.record.uuid, page, &bytes).ok());
-            let is_served = now.as_ref().is_some_and(|(now, ..)| *now != states);
-            for at in lost {
+            for at in self.lost(page, &states, lost).await? {
                 let key = self.names.shard(page * PAGE_SHARDS + at);
-                let given_up = now
-                    .as_ref()
-                    .is_some_and(|(now, ..)| now.get(at) != State::Written);
-                // Where very much is gone the listing is right.
-                let asks = is_served || self.report.findings.len() < MAX_LISTED;
-                if given_up || asks && self.store.head(key.clone()).await?.is_some() {
-                    continue;
-                }
                 let text = "written, and gone: its data is lost";
                 self.report.add(Finding::Missing, &key, text);
             }
         }
         Ok(())
     }
+
+    /// Which of these shards of a page are lost. A listing may lag behind; and whoever serves the
+    /// volume may give them up at any time, and write them again: one is lost if its page said that
+    /// it was written before it was looked for in vain, and was the same afterwards.
+    async fn lost(&self, page: u64, known: &StatePage, mut lost: Vec<u64>) -> Result<Vec<u64>> {
+        let mut looks = 0;
+        let mut now = match lost.is_empty() {
+            true => return Ok(lost),
+            false => self.page_now(page).await?,
+        };
+        loop {
+            let mut missing = Vec::new();
+            let is_served = now.as_ref().is_some_and(|(now, _)| now != known);
+            for at in lost {
+                let is_written = |(now, _): &(StatePage, _)| now.get(at) == State::Written;
+                if !now.as_ref().is_none_or(is_written) {
+                    continue;
+                }
+                // Where very much is gone the listing is right.
+                let asks = is_served || self.report.findings.len() + missing.len() < MAX_LISTED;
+                let key = self.names.shard(page * PAGE_SHARDS + at);
+                if !asks || self.store.head(key).await?.is_none() {
+                    missing.push(at);
+                }
+            }
+            lost = missing;
+            looks += 1;
+            if lost.is_empty() {
+                return Ok(lost);
+            }
+            let again = self.page_now(page).await?;
+            if etag_of(again.as_ref()) == etag_of(now.as_ref()) || looks == LOOKS {
+                return Ok(lost);
+            }
+            now = again;
+        }
+    }
+
+    /// Objects of shards that are still never: others were written since their page was read.
+    async fn leftovers(&mut self) -> Result<()> {
+        let mut now: Option<(u64, Option<StatePage>)> = None;
+        for run in std::mem::take(&mut self.orphans).runs() {
+            for shard in run {
+                let page = shard / PAGE_SHARDS;
+                if now.as_ref().is_none_or(|(known, _)| *known != page) {
+                    let states = self.page_now(page).await?;
+                    now = Some((page, states.map(|(states, _)| states)));
+                }
+                let states = now.as_ref().and_then(|(_, states)| states.as_ref());
+                if states.is_none_or(|states| states.get(shard % PAGE_SHARDS) == State::Never) {
+                    let text = "its shard reads as zeros; the next write there replaces it";
+                    self.report
+                        .add(Finding::Orphan, &self.names.shard(shard), text);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The size of each shard's object.
+pub(super) fn expected_bytes(record: &VolumeRecord) -> u64 {
+    match record.way {
+        Way::InPlace => record.shard_bytes,
+        Way::Whole => super::trailer::object_bytes(record.shard_bytes),
+    }
+}
+
+fn etag_of(page: Option<&(StatePage, String)>) -> Option<&str> {
+    page.map(|(_, etag)| etag.as_str())
 }

@@ -8,7 +8,7 @@
 //!   written; `reaper`: what goes; `changes`: what is under way; `unlisted`: what a dead owner
 //!   left open;
 //! - `whole` and `in_place`: the two ways to keep a shard;
-//! - `manage`: make, open, grow, remove; `check`: compare.
+//! - `manage`: make, open, grow, remove; `check`: compare; `repair`: make lost records again.
 
 mod changes;
 pub mod check;
@@ -29,6 +29,7 @@ pub(super) mod process;
 mod queue;
 mod ranges;
 mod reaper;
+pub mod repair;
 mod state;
 pub(super) mod store;
 mod ticket;

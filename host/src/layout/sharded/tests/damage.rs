@@ -282,6 +282,56 @@ fn f45_check_calls_nothing_missing_that_only_the_listing_does_not_have() {
     });
 }
 
+/// The server gives a shard up between the two questions: is it written, and is it there.
+#[test]
+fn c21_check_looks_at_the_state_again_before_it_calls_a_shard_missing() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let store = filled(way).await;
+            let (volume, _rig) = open(&store).await;
+            let rig = Rig::new(&store);
+            // The listing that it starts with does not tell.
+            rig.hide("shard/000000000001");
+            let asked = rig.hold("head 000000000001");
+            let chain = rig.chain();
+            let checked = tokio::spawn(async move { check(&chain, false, &mut |_, _| ()).await });
+            while rig.waiting() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            zero(&volume, SHARD, SHARD, ZeroFlags::NONE).await.unwrap();
+            while !named(&store, "shard/000000000001").is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(asked);
+            let report = checked.await.unwrap().unwrap();
+            assert!(report.findings.is_empty(), "{way}: {report:?}");
+        }
+    });
+}
+
+/// What a server writes after its state page was read is no leftover.
+#[test]
+fn check_calls_no_leftover_what_a_server_writes_meanwhile() {
+    block_on(async {
+        for way in [Way::Whole, Way::InPlace] {
+            let store = filled(way).await;
+            let (volume, _rig) = open(&store).await;
+            let rig = Rig::new(&store);
+            let listed = rig.hold("list");
+            let chain = rig.chain();
+            let checked = tokio::spawn(async move { check(&chain, false, &mut |_, _| ()).await });
+            while rig.waiting() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            write(&volume, 9 * SHARD, 1, SHARD).await.unwrap();
+            volume.flush().await.unwrap();
+            drop(listed);
+            let report = checked.await.unwrap().unwrap();
+            assert!(report.findings.is_empty(), "{way}: {report:?}");
+        }
+    });
+}
+
 #[test]
 fn c16_f44_f46_an_older_version_of_a_shard_than_the_one_put_last_is_never_given() {
     block_on(async {
@@ -315,13 +365,15 @@ fn c17_check_names_an_owner_record_that_is_lost_or_damaged() {
         let key = named(&store, "/owner").remove(0);
         let record = store.remove(&key).unwrap();
         let finding = |report: Report| (report.findings.len(), report.findings[0].clone());
-        let (count, (what, object, text)) = finding(found(&store).await);
-        assert_eq!((count, what, &object), (1, Finding::Missing, &key));
+        let report = found(&store).await;
+        assert!(!report.has_damage() && report.needs_repair());
+        let (count, (what, object, text)) = finding(report);
+        assert_eq!((count, what, &object), (1, Finding::Mendable, &key));
         assert!(text.contains("--takeover"), "{text}");
         let flipped = record.iter().map(|byte| byte ^ 1);
         store.insert(&key, flipped.collect());
         let (count, (what, object, text)) = finding(found(&store).await);
-        assert_eq!((count, what, &object), (1, Finding::Damaged, &key));
+        assert_eq!((count, what, &object), (1, Finding::Mendable, &key));
         assert!(text.contains("--takeover"), "{text}");
         // One that nobody has served yet has none.
         let store = super::store(Way::Whole);

@@ -6,6 +6,7 @@ mod faults;
 mod owners;
 mod races;
 pub(crate) mod random;
+mod repair;
 pub(crate) mod rig;
 #[path = "../../../../tests/common/rng.rs"]
 pub(crate) mod rng;

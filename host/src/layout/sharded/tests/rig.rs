@@ -125,7 +125,8 @@ impl Rig {
     }
 
     /// Changes of objects with this in their names are on their way until the guard is dropped, and
-    /// reads of `get NAME`, where the name is the last part of a key.
+    /// reads of `get NAME` or `head NAME`, where the name is the last part of a key, or of
+    /// `list`.
     pub(crate) fn hold(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let gate = Arc::new(tokio::sync::Mutex::new(()));
         let guard = gate.clone().try_lock_owned().unwrap();
@@ -156,9 +157,9 @@ impl Rig {
         self.shared.waiting.load(Ordering::SeqCst)
     }
 
-    async fn pass_to_read(&self, key: &str) {
+    async fn pass_as(&self, call: &str, key: &str) {
         let name = key.rsplit('/').next().unwrap_or_default();
-        self.pass(&format!("get {name}")).await;
+        self.pass(&format!("{call} {name}")).await;
     }
 
     pub(crate) fn calls(&self) -> u64 {
@@ -245,7 +246,7 @@ impl Backend for Rig {
 
     async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
         self.look().await?;
-        self.pass_to_read(key).await;
+        self.pass_as("get", key).await;
         self.next.get(key, range, flags).await
     }
 
@@ -258,6 +259,7 @@ impl Backend for Rig {
 
     async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
         self.look().await?;
+        self.pass_as("head", key).await;
         self.next.head(key, flags).await
     }
 
@@ -274,6 +276,7 @@ impl Backend for Rig {
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
         self.look().await?;
         self.shared.listings.fetch_add(1, Ordering::Relaxed);
+        self.pass("list").await;
         let mut page = self.next.list(prefix, after).await?;
         let hidden = lock(&self.shared.hidden);
         let is_seen = |meta: &Meta| !hidden.iter().any(|name| meta.key.contains(name.as_str()));
@@ -328,7 +331,7 @@ impl Object for RigObject {
 
     async fn read(&self, offset: u64, len: u64, flags: ReadFlags) -> Result<Data> {
         self.rig.look().await?;
-        self.rig.pass_to_read(&self.key).await;
+        self.rig.pass_as("get", &self.key).await;
         self.object.read(offset, len, flags).await
     }
 
