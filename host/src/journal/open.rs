@@ -364,10 +364,11 @@ async fn replay(core: &Arc<Core>, records: usize) -> Result<()> {
     loop {
         match runtime::timeout(TELL, shipped.as_mut()).await {
             Ok(Ok(())) => break,
-            // What lies there refuses them: they stay where they are, and flushes say so.
-            Ok(Err(error)) if care::is_final(&error) => {
+            // What lies there refuses them: they stay where they are, and flushes say so. On a full
+            // store it is the volume's own clients who can make room.
+            Ok(Err(error)) if care::is_final(&error) || error.kind == Kind::NoSpace => {
                 tracing::error!("the store refuses a part of the journal: {error}");
-                break;
+                return Ok(());
             }
             Ok(Err(error)) => {
                 return Err(error.context("the journal can't be replayed"));

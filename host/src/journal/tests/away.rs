@@ -17,7 +17,7 @@ async fn without_a_lease(
     how: &How,
 ) -> (Server, impl Sized + use<>) {
     let sharded = sharded::how_with_short_lease(PATIENCE_MS);
-    let server = Server::try_start_with(sharded, store, &site(disk, 1), how).await;
+    let server = Server::try_start_with(Rig::new(store), sharded, &site(disk, 1), how).await;
     let server = server.unwrap();
     write(&server.volume, 0, 1, 100).await.unwrap();
     let away = server.rig.hold("");

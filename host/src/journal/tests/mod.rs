@@ -53,16 +53,15 @@ struct Server {
 
 impl Server {
     async fn try_start(store: &Store, site: &Site, how: &How) -> Result<Self> {
-        Self::try_start_with(sharded::how(), store, site, how).await
+        Self::try_start_with(Rig::new(store), sharded::how(), site, how).await
     }
 
     async fn try_start_with(
+        rig: Rig,
         sharded: manage::How,
-        store: &Store,
         site: &Site,
         how: &How,
     ) -> Result<Self> {
-        let rig = Rig::new(store);
         let volume = manage::open(rig.chain(), sharded).await?;
         let volume: Arc<dyn Layout> = Arc::new(volume);
         let ledger = volume.ledger().expect("whole shards, open to write");

@@ -61,6 +61,36 @@ fn c24_a_full_store_refuses_writes_and_flushes_and_takes_all_when_there_is_room(
     });
 }
 
+/// What waits finds no room, and only who is served can give some back.
+#[test]
+fn c24_a_journal_that_a_full_store_refuses_keeps_nobody_from_making_room() {
+    runtime::block_on(async {
+        let (store, disk) = (new_volume().await, empty_disk());
+        let server = Server::start(&store, &disk, &how(FlushTo::Remote)).await;
+        let held = server.rig.hold("/shard/");
+        write(&server.volume, 0, 1, SHARD + 100).await.unwrap();
+        server.kill().await;
+        drop(held);
+        let rig = Rig::new(&store);
+        for _ in 0..1000 {
+            rig.fault("/shard/", Fault::Fails(Kind::NoSpace));
+        }
+        let how = how(FlushTo::Remote);
+        let started = Server::try_start_with(rig.clone(), sharded::how(), &site(&disk, 1), &how).await;
+        let server = started.unwrap();
+        assert_eq!(read(&server.volume, SHARD, 100).await.unwrap(), [1; 100]);
+        assert_eq!(server.volume.flush().await.unwrap_err().kind, Kind::NoSpace);
+        zero(&server.volume, 0, SHARD, ZeroFlags::TRIM)
+            .await
+            .unwrap();
+        rig.no_faults();
+        server.volume.flush().await.unwrap();
+        assert_eq!(stored(&store, 0, SHARD).await, [0; SHARD as usize]);
+        assert_eq!(stored(&store, SHARD, 100).await, [1; 100]);
+        server.volume.close().await.unwrap();
+    });
+}
+
 /// A shard is lost, and somebody writes a part of it: the rest of the volume goes on, and flushes
 /// fail until the shard is made whole.
 #[test]
