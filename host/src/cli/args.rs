@@ -41,6 +41,7 @@ Exit codes:
   3  serve: something acknowledged may not be durable
   4  serve: requests did not end within 30 seconds
   5  check: data is lost; journal verify: a journal is damaged
+  6  check: no data is lost, and check --repair is needed
   75 serve: another server took a volume over
   128 + the signal's number: serve was told twice to stop";
 

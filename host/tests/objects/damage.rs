@@ -1,8 +1,10 @@
 //! Objects that are lost or changed behind our back: an error each time, never zeros, and `check`
 //! names them.
 
-use crate::client::{Client, EIO};
-use crate::places::{one_line, Keeper, Place};
+use nbd_rs_s3_server::{Fault, Rule};
+
+use crate::client::{Client, EIO, TRIM};
+use crate::places::{kill, one_line, Keeper, Place};
 
 const SHARD: usize = 64 << 10;
 
@@ -167,9 +169,12 @@ fn c17_f23_a_lost_or_damaged_owner_record_is_refused_and_a_takeover_is_the_way_o
             place.refused(command, 1, &["owner record", "--takeover"]);
         }
         let output = place.try_run("check");
-        assert_eq!(output.status.code(), Some(5));
+        assert_eq!(output.status.code(), Some(6), "no data is lost");
         let said = String::from_utf8_lossy(&output.stdout);
-        assert!(said.contains("/owner"), "{said}");
+        assert!(
+            said.contains("/owner") && said.contains("--repair"),
+            "{said}"
+        );
         let server = place.serve().words(["--takeover"]).start();
         let mut client = Client::unix(&server);
         assert_eq!(client.read(SHARD as u64, SHARD), Ok(vec![2; SHARD]));
@@ -182,6 +187,81 @@ fn c17_f23_a_lost_or_damaged_owner_record_is_refused_and_a_takeover_is_the_way_o
         assert_eq!(client.read(SHARD as u64, 4096), Ok(vec![9; 4096]));
         server.stop();
     }
+}
+
+fn said(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn c17_c21_check_repairs_what_can_be_known_and_makes_errors_of_the_rest() {
+    let place = written("cache+retry+s3:");
+    let [owner, page, index] = ["/owner", "/state/00000000", "/index"].map(|end| place.object(end));
+    place.s3().remove(&owner);
+    let output = place.try_run("check --repair");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(said(&output).starts_with("mended: the owner record"));
+    place.is_clean();
+    place.s3().remove(&page);
+    place.s3().spoil(&index, |bytes| bytes[60] ^= 1);
+    assert_eq!(place.try_run("check").status.code(), Some(5));
+    let output = place.try_run("check --repair --json");
+    assert_eq!(output.status.code(), Some(5), "60 shards are not known");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["mended"].as_array().map(Vec::len), Some(2));
+    assert_eq!(report["counts"]["missing"], 60);
+    assert_eq!(report["needs_repair"], false);
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    for shard in 0..4 {
+        let found = client.read((shard * SHARD) as u64, SHARD);
+        assert_eq!(found, Ok(vec![shard as u8 + 1; SHARD]));
+    }
+    let end = 64 * SHARD;
+    assert_eq!(client.read((end - SHARD) as u64, 4096), Err(EIO));
+    let rest = client.zero(TRIM, 0, (4 * SHARD) as u64, end - 4 * SHARD);
+    assert_eq!(rest, 0, "whoever knows that nothing was there says so");
+    assert_eq!(client.read((end - SHARD) as u64, 4096), Ok(vec![0; 4096]));
+    assert_eq!(client.flush(), 0);
+    let refused = place.try_run("check --repair");
+    assert_eq!(refused.status.code(), Some(0), "there is nothing to repair");
+    server.stop();
+    place.is_clean();
+}
+
+#[test]
+fn check_says_what_it_did_not_look_at() {
+    let place = Place::directory("file:", "");
+    place.init(4 * SHARD, "64Ki");
+    let server = place.serve().start();
+    let mut client = Client::unix(&server);
+    assert_eq!(client.write(0, 0, &[1; SHARD]), 0);
+    assert_eq!(client.flush(), 0);
+    server.stop();
+    let output = place.try_run("check --deep");
+    assert!(said(&output).contains("no checksums"), "{}", said(&output));
+    let shard = place.object("/shard/000000000000");
+    let file = std::fs::OpenOptions::new().append(true).open(&shard);
+    file.and_then(|mut file| std::io::Write::write_all(&mut file, b"more"))
+        .expect("it grows");
+    assert_eq!(place.try_run("check").status.code(), Some(6));
+    place.run("check --repair");
+    place.is_clean();
+
+    let place = Place::own("cache+retry+s3:", "").journaled("");
+    place.init(4 * SHARD, "64Ki");
+    let mut server = place.serve().start();
+    let mut client = Client::unix(&server);
+    let refuse = || Rule::on("PUT", "/shard/", Fault::Error(503, "SlowDown"));
+    place.s3().script((0..100_000).map(|_| refuse()));
+    assert_eq!(client.write(0, 0, &[1; 4096]), 0);
+    kill(&mut server);
+    place.s3().forget_script();
+    let output = place.try_run("check");
+    assert!(said(&output).contains("may wait"), "{}", said(&output));
+    let output = place.try_run(&format!("check --journal {}", place.journal().display()));
+    assert!(said(&output).contains("1 records of"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(0));
 }
 
 #[test]

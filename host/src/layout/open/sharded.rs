@@ -66,8 +66,13 @@ pub(super) async fn create(
     };
     let external = fencing_is_external(volume)?;
     let chain = volume.chain(registry, OpenFlags::WRITE | OpenFlags::CREATE);
-    manage::create(chain.await?, plan, external, progress).await?;
-    Ok(())
+    let chain = chain.await?;
+    let made = manage::create(chain.clone(), plan, external, progress).await;
+    if made.is_err() {
+        // The store may keep things for a volume that there is not; the first error counts.
+        let _ = chain.close().await;
+    }
+    made.map(drop)
 }
 
 pub(super) async fn destroy(
