@@ -191,6 +191,12 @@ fn c24_c19_an_object_replaced_without_space_is_old_or_new_wherever_that_is_kille
         "fsync",
         "renameat2",
     ];
+    // A quota is no other case.
+    let store = prepared(true, SMALL_LEN);
+    let quota = "writev:error=EDQUOT:when=1";
+    let ended = put(&store.root, quota, &[("NBD_RS_TEST_SMALL", "")]);
+    assert_eq!(ended, Some(STORED));
+    assert_eq!(after_restart(&store, quota, SMALL_LEN), Some(b'b'));
     let full = "writev:error=ENOSPC:when=1";
     let mut kills = 0;
     for call in calls {
