@@ -177,7 +177,11 @@ impl Location {
             let (hop, name) = self.hop_of(&key);
             let description = lookup(&hop.scheme)?;
             let spec = find_option(description, &hop.scheme, &shown, name, hint)?;
-            options::check(spec, &value).map_err(|error| match spec.secret {
+            let typed = OptionSpec {
+                name: key.as_str().into(),
+                ..spec.clone()
+            };
+            options::check(&typed, &value).map_err(|error| match spec.secret {
                 true => invalid(format!("option {key}: not a {}", spec.kind.name())),
                 false => error,
             })?;
@@ -519,6 +523,10 @@ mod tests {
             ("file:/a?b=1", "write it as %3F"),
             ("s3://b?colour=1", "s3 takes region, token"),
             ("s3://b?region=a&region=b", "twice"),
+            (
+                "cache+file:/x?cache.size=10GB",
+                "option cache.size: size \"10GB\"",
+            ),
             ("cache+file:/x?cache.size=10GB", "write Gi"),
             ("file:/a\0b", "NUL"),
             (&format!("{links}file:/x"), "more than 16 links"),

@@ -152,6 +152,8 @@ pub struct PluginTable {
     pub describe: extern "C" fn() -> RResult<Description, Error>,
     /// Whether a panic inside can be caught (`panic = "unwind"`).
     pub unwinds: bool,
+    /// Whether target and options can be meant: all that can be told without opening anything.
+    pub check: extern "C" fn(request: OpenRequest) -> RResult<(), Error>,
     /// Opens a backend.
     #[sabi(last_prefix_field)]
     pub open: extern "C" fn(host: HostRef, request: OpenRequest) -> Started<'static, DynBackend>,

@@ -204,6 +204,12 @@ pub fn describe_guarded(describe: impl FnOnce() -> Description) -> RResult<Descr
     guarded(describe).into()
 }
 
+/// What [`export_plugin!`](crate::export_plugin) puts behind `check`.
+#[doc(hidden)]
+pub fn check_guarded(check: impl FnOnce() -> Result<()>) -> RResult<(), Error> {
+    guarded(check).and_then(|checked| checked).into()
+}
+
 /// What [`export_plugin!`](crate::export_plugin) puts behind `open`.
 #[doc(hidden)]
 pub fn open_guarded<B, F>(open: impl FnOnce() -> F + Send + 'static) -> Started<'static, DynBackend>
@@ -219,15 +225,33 @@ where
 /// `describe` is a closure that gives a [`Description`](crate::Description); `open` is called with
 /// a [`Host`](crate::Host) and an [`OpenRequest`](crate::OpenRequest) and gives a future of
 /// `Result<impl Backend>`. See the [crate's first page](crate) for a whole plugin.
+///
+/// `check`, which may be left out, is given the same request without a backend behind it, and says
+/// whether its target and options can be meant. It is asked before anything is opened, so that a
+/// mistake in the last link of a chain is told before the store is spoken to; it must not wait,
+/// look at files or speak to anybody.
 #[macro_export]
 macro_rules! export_plugin {
     (describe: $describe:expr, open: $open:expr $(,)?) => {
+        $crate::export_plugin! {
+            describe: $describe,
+            check: |_: &$crate::OpenRequest| Ok(()),
+            open: $open,
+        }
+    };
+    (describe: $describe:expr, check: $check:expr, open: $open:expr $(,)?) => {
         const _: () = {
             use $crate::abi_stable::prefix_type::PrefixTypeTrait as _;
 
             extern "C" fn __nbd_rs_describe(
             ) -> $crate::abi_stable::std_types::RResult<$crate::Description, $crate::Error> {
                 $crate::describe_guarded($describe)
+            }
+
+            extern "C" fn __nbd_rs_check(
+                request: $crate::OpenRequest,
+            ) -> $crate::abi_stable::std_types::RResult<(), $crate::Error> {
+                $crate::check_guarded(move || ($check)(&request))
             }
 
             extern "C" fn __nbd_rs_open(
@@ -242,6 +266,7 @@ macro_rules! export_plugin {
                 $crate::abi::PluginTable {
                     describe: __nbd_rs_describe,
                     unwinds: cfg!(panic = "unwind"),
+                    check: __nbd_rs_check,
                     open: __nbd_rs_open,
                 }
                 .leak_into_prefix()

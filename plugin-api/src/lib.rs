@@ -95,7 +95,7 @@ pub use backend::{Backend, NoObject, Object};
 pub use bytes::{Buf, Bytes, Mapped};
 pub use error::{Error, Kind, Result};
 #[doc(hidden)]
-pub use export::{describe_guarded, open_guarded};
+pub use export::{check_guarded, describe_guarded, open_guarded};
 pub use export::{export_backend, export_object};
 pub use host::Host;
 pub use next::{Next, NextObject};

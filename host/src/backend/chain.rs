@@ -51,6 +51,21 @@ impl From<DynBackend> for Chain {
 }
 
 impl Chain {
+    /// Asks every plugin of `location` whether target and options can be meant. Nothing is opened.
+    ///
+    /// # Errors
+    /// The outermost plugin's that says no, with its scheme.
+    pub fn check(registry: &Registry, location: &Location, flags: OpenFlags) -> Result<()> {
+        let store_name = store_name(location);
+        let links = location.links.iter().map(|link| (link, &*store_name));
+        for (hop, target) in links.chain([(&location.store, &*location.target)]) {
+            let checked = registry.get(&hop.scheme)?;
+            let checked = checked.check(request(hop, target, flags, RNone));
+            checked.map_err(|error| without_secrets(error).context(&hop.scheme))?;
+        }
+        Ok(())
+    }
+
     /// Opens every plugin of `location`.
     ///
     /// # Errors
@@ -61,8 +76,7 @@ impl Chain {
         for advice in odd_orders(&links) {
             tracing::warn!("{advice}");
         }
-        let working_dir = std::env::current_dir().unwrap_or_default();
-        let store_name = location.store_name(&working_dir);
+        let store_name = store_name(location);
         for link in location.links.iter().rev() {
             backend = open_hop(registry, link, &store_name, flags, RSome(backend)).await?;
         }
@@ -129,6 +143,22 @@ impl Chain {
     }
 }
 
+fn store_name(location: &Location) -> String {
+    let working_dir = std::env::current_dir().unwrap_or_default();
+    location.store_name(&working_dir)
+}
+
+fn request(hop: &Hop, target: &str, flags: OpenFlags, inner: ROption<DynBackend>) -> OpenRequest {
+    OpenRequest {
+        scheme: RString::from(hop.scheme.as_str()),
+        target: target.into(),
+        options: hop.option_values().into(),
+        flags,
+        inner,
+        reserved: [0; 4],
+    }
+}
+
 /// Opens the store; again after an error that may pass: the link that would ask again is not there
 /// yet, and opening changes nothing that counts.
 async fn open_store(
@@ -177,15 +207,7 @@ async fn open_hop(
     inner: ROption<DynBackend>,
 ) -> Result<DynBackend> {
     let plugin = registry.get(&hop.scheme)?;
-    let request = OpenRequest {
-        scheme: RString::from(hop.scheme.as_str()),
-        target: target.into(),
-        options: hop.option_values().into(),
-        flags,
-        inner,
-        reserved: [0; 4],
-    };
-    let opened = plugin.open(request).await;
+    let opened = plugin.open(request(hop, target, flags, inner)).await;
     let backend = opened.map_err(|error| without_secrets(error).context(&hop.scheme))?;
     Ok(guard(backend, &hop.scheme))
 }

@@ -170,7 +170,13 @@ pub struct Gather {
     #[arg(long, conflicts_with = "journal")]
     pub no_journal: bool,
     /// The journal's size; half of it is what may wait in memory.
-    #[arg(long, value_name = "SIZE", default_value = "128Mi", value_parser = parse_journal_size)]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "128Mi",
+        value_parser = parse_journal_size,
+        conflicts_with = "no_journal"
+    )]
     pub journal_size: u64,
     /// What a flush waits for: the store (remote), or this machine's disk (local).
     #[arg(long, value_name = "WHAT", default_value = "remote", value_parser = parse_flush)]
@@ -179,7 +185,7 @@ pub struct Gather {
     #[arg(long)]
     pub accept_lost_writes: bool,
     /// The journal was moved here from another machine or place, and the first one is gone.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "no_journal")]
     pub journal_moved: bool,
 }
 

@@ -10,7 +10,7 @@ use super::args::Check;
 use super::progress::Progress;
 use super::{say, volume, Done};
 use crate::journal::manage::{Uuid, Verified};
-use crate::layout::open::{self, Finding, Report, Volume, Way};
+use crate::layout::open::{self, Ask, Finding, Report, Volume, Way};
 use crate::plugin::Registry;
 use crate::runtime;
 
@@ -21,7 +21,7 @@ const MENDABLE: u8 = 6;
 
 /// Compares and reports.
 pub(super) fn run(args: &Check, registry: &Registry) -> Done<ExitCode> {
-    let volume = volume::of(&args.volume, registry)?;
+    let volume = volume::asked(&args.volume, Ask::Check, registry)?;
     let mut progress = Progress::new("shards");
     let mut show = |done, of| progress.show(done, Some(of));
     let how = open::Check {

@@ -1,6 +1,6 @@
 //! `nbd-rs journal`: what waits in journals, sending it, giving it up.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nbd_rs_plugin::options::display_size;
@@ -10,11 +10,12 @@ use super::args::{
     Journal, JournalCommand, JournalDir, JournalDiscard, JournalReplay, JournalVerify,
 };
 use super::{say, volume, Done, Trouble};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::journal::manage::{self, Uuid, Verified};
 use crate::journal::open::{How, Place};
 use crate::journal::{self, place};
-use crate::layout::open::{Access, Volume};
+use crate::layout::open::{Access, Ask, Volume};
+use crate::layout::Layout;
 use crate::plugin::Registry;
 use crate::runtime;
 
@@ -32,8 +33,7 @@ pub(super) fn run(args: &Journal, registry: &Registry) -> Done<ExitCode> {
 
 /// The directory that was named, or the one in the state directory.
 fn directory(named: &JournalDir) -> Done<PathBuf> {
-    let found = named.journal.clone().or_else(place::of_this_process);
-    found.ok_or_else(|| {
+    named.path().ok_or_else(|| {
         let text = "neither STATE_DIRECTORY nor HOME says where journals are: say --journal DIR";
         Trouble::Wrong(Error::new(Kind::Invalid, text))
     })
@@ -50,14 +50,16 @@ fn verify(args: &JournalVerify) -> Done<ExitCode> {
     let directory = directory(&args.directory)?;
     let volume = args.uuid.as_deref().map(volume_of).transpose()?;
     let verified = manage::verify(&directory, volume)?;
+    if let Some(volume) = volume.filter(|_| verified.is_empty()) {
+        let text = format!("no journal of volume {volume} in {}", directory.display());
+        return Err(Error::new(Kind::NotFound, text).into());
+    }
     if args.json {
         let all: Vec<serde_json::Value> = verified.iter().map(as_json).collect();
         say(format_args!("{:#}", json!(all)));
     } else {
         if verified.is_empty() {
-            let of = volume.map(|volume| format!(" of volume {volume}"));
-            let (of, directory) = (of.unwrap_or_default(), directory.display());
-            say(format_args!("no journal{of} in {directory}"));
+            say(format_args!("no journal in {}", directory.display()));
         }
         verified.iter().for_each(|verified| say(as_text(verified)));
     }
@@ -115,22 +117,45 @@ fn as_text(Verified { volume, found }: &Verified) -> String {
     format!("volume {volume}: {waits}; journal {journal} of {ring}, whole, {end}")
 }
 
-/// Opens the volume as a server would, which sends everything, and gives it back.
+/// Opens the volume as a server would, which sends everything, and gives it back. Where nothing can
+/// wait no journal is made for it.
 fn replay(args: &JournalReplay, registry: &Registry) -> Done<()> {
-    let volume = volume::of(&args.volume, registry)?;
+    let volume = volume::asked(&args.volume, Ask::Replay, registry)?;
     let how = How {
         place: args.directory.place(),
         moved: args.moved,
         ..How::default()
     };
     let layout = runtime::block_on(volume::open(&volume, registry, Access::ReadWrite))?;
+    let directory = args.directory.path();
     runtime::block_on(async {
-        let journaled = journal::open::open(layout, &how).await?;
-        journaled.flush().await?;
-        journaled.close().await
+        let layout = match may_wait(&*layout, directory.as_deref()).await {
+            Ok(true) => journal::open::open(layout, &how).await?,
+            Ok(false) => layout,
+            Err(error) => {
+                layout.close().await?;
+                return Err(error);
+            }
+        };
+        layout.flush().await?;
+        layout.close().await
     })?;
     say(format_args!("{volume}: nothing waits in a journal"));
     Ok(())
+}
+
+/// Whether writes of a volume may wait anywhere: it says so, or it has a journal here.
+async fn may_wait(volume: &dyn Layout, directory: Option<&Path>) -> Result<bool> {
+    let Some(ledger) = volume.ledger() else {
+        return Ok(false);
+    };
+    if ledger.read().await?.is_some() {
+        return Ok(true);
+    }
+    let Some(directory) = directory else {
+        return Ok(false);
+    };
+    manage::exists(directory, Uuid(ledger.volume().0))
 }
 
 fn discard(args: &JournalDiscard) -> Done<()> {
@@ -157,6 +182,11 @@ fn discard(args: &JournalDiscard) -> Done<()> {
 }
 
 impl JournalDir {
+    /// Which one it is, if there can be one.
+    fn path(&self) -> Option<PathBuf> {
+        self.journal.clone().or_else(place::of_this_process)
+    }
+
     pub(super) fn place(&self) -> Place {
         match &self.journal {
             Some(path) => Place::At(path.clone()),
@@ -180,9 +210,8 @@ impl JournalDir {
 
     /// Removes what is here of the journal of a volume that is gone.
     pub(super) fn forget(&self, volume: Option<Uuid>) {
-        let directory = self.journal.clone().or_else(place::of_this_process);
-        let (Some(volume), Some(directory)) = (volume, directory.filter(|path| path.is_dir()))
-        else {
+        let directory = self.path().filter(|path| path.is_dir());
+        let (Some(volume), Some(directory)) = (volume, directory) else {
             return;
         };
         if let Err(error) = manage::discard(&directory, volume) {

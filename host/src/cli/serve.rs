@@ -15,6 +15,7 @@ use crate::export::Export;
 use crate::journal::open::{How, Place};
 use crate::journal::{self, FlushTo};
 use crate::layout::open::{Access, Volume};
+use crate::layout::Layout;
 use crate::nbd::options::Exports;
 use crate::nbd::wire::constants::MAX_STRING_BYTES;
 use crate::plugin::Registry;
@@ -203,6 +204,7 @@ async fn open_exports(
         let shown = named(&name, 80);
         let opened = async {
             let layout = volume::open(&volume, registry, access).await?;
+            warn_of_no_journal(&shown, &*layout, how);
             journal::open::open(layout, how).await
         };
         let layout = opened
@@ -213,6 +215,16 @@ async fn open_exports(
         exports.0.push(Arc::new(export));
     }
     Ok(())
+}
+
+/// A journal was asked for, and this volume has none.
+fn warn_of_no_journal(shown: &str, layout: &dyn Layout, how: &How) {
+    if matches!(how.place, Place::At(_)) && layout.ledger().is_none() {
+        tracing::warn!(
+            "export {shown}: --journal is not used: only volumes whose shards are put as whole \
+             objects have a journal, and only if they are written"
+        );
+    }
 }
 
 /// What is served, and how to attach a client.

@@ -7,7 +7,7 @@ use super::progress::Progress;
 use super::{argv, journal, say, Done, Trouble};
 use crate::error::{Error, Kind, Result};
 use crate::export::Export;
-use crate::layout::open::{Access, NewVolume, Volume};
+use crate::layout::open::{Access, Ask, NewVolume, Volume};
 use crate::plugin::Registry;
 use crate::{runtime, secrets};
 
@@ -31,6 +31,14 @@ pub(super) fn parse(driver: &str, location: &str, registry: &Registry) -> Done<V
             tracing::warn!("{volume}: its secret stays visible in the list of processes: {error}");
         }
     }
+    volume.check_options(registry).map_err(Trouble::Wrong)?;
+    Ok(volume)
+}
+
+/// A volume of which that may be asked.
+pub(super) fn asked(args: &VolumeArgs, ask: Ask<'_>, registry: &Registry) -> Done<Volume> {
+    let volume = of(args, registry)?;
+    volume.takes(ask).map_err(Trouble::Wrong)?;
     Ok(volume)
 }
 
@@ -40,17 +48,17 @@ pub(super) fn of(args: &VolumeArgs, registry: &Registry) -> Done<Volume> {
 
 /// `nbd-rs init`.
 pub(super) fn init(args: &Init, registry: &Registry) -> Done<()> {
-    let volume = of(&args.volume, registry)?;
-    let before = match args.force {
-        true => size_of(&volume, registry),
-        false => None,
-    };
-    let old = args.force.then(|| journal::identity(&volume, registry));
     let new = NewVolume {
         size_bytes: args.size,
         shard_bytes: args.shard_size,
         force: args.force,
     };
+    let volume = asked(&args.volume, Ask::Create(&new), registry)?;
+    let before = match args.force {
+        true => size_of(&volume, registry),
+        false => None,
+    };
+    let old = args.force.then(|| journal::identity(&volume, registry));
     let mut progress = Progress::new("objects of the old volume deleted");
     let mut show = |done| progress.show(done, None);
     let made = runtime::block_on(volume.create(registry, &new, &mut show));
@@ -92,7 +100,7 @@ pub(super) fn destroy(args: &Destroy, registry: &Registry) -> Done<()> {
 
 /// `nbd-rs resize`.
 pub(super) fn resize(args: &Resize, registry: &Registry) -> Done<()> {
-    let volume = of(&args.volume, registry)?;
+    let volume = asked(&args.volume, Ask::Grow, registry)?;
     let grown = runtime::block_on(volume.grow(registry, args.size));
     grown.map_err(|error| missing(&volume, error, ""))?;
     let size = display_size(args.size);

@@ -45,6 +45,19 @@ pub fn verify(directory: &Path, volume: Option<Uuid>) -> Result<Vec<Verified>> {
     Ok(verified.collect())
 }
 
+/// Whether a volume has a journal there.
+///
+/// # Errors
+/// If the directory can't be read.
+pub fn exists(directory: &Path, volume: Uuid) -> Result<bool> {
+    match disk(directory)? {
+        Some(disk) => Ok(nbd_rs_journal::volumes(&*disk)
+            .map_err(of_disk)?
+            .contains(&volume)),
+        None => Ok(false),
+    }
+}
+
 /// Removes a volume's journal, whatever is in it. Whether there was one.
 ///
 /// # Errors

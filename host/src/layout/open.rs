@@ -105,6 +105,19 @@ pub struct Check {
     pub repair: bool,
 }
 
+/// What a command asks of a volume.
+#[derive(Debug, Clone, Copy)]
+pub enum Ask<'a> {
+    /// That it is made.
+    Create(&'a NewVolume),
+    /// That it grows.
+    Grow,
+    /// That it is compared with its objects.
+    Check,
+    /// That what waits in its journal is sent.
+    Replay,
+}
+
 /// A volume as it was typed: layout and location.
 #[derive(Debug, Clone)]
 pub struct Volume {
@@ -138,6 +151,35 @@ impl Volume {
         })
     }
 
+    /// Whether every option in its location can be meant, also those that only their plugin
+    /// understands. Nothing is opened.
+    ///
+    /// # Errors
+    /// What is wrong with which option.
+    pub fn check_options(&self, registry: &Registry) -> Result<()> {
+        let flags = match self.driver {
+            Driver::Raw => OpenFlags::SINGLE_OBJECT,
+            Driver::Sharded => OpenFlags::NONE,
+        };
+        if self.driver == Driver::Sharded {
+            sharded::Said::of(self)?;
+        }
+        Chain::check(registry, &self.location, flags)
+    }
+
+    /// Whether that can be asked of a volume of this layout at all. Nothing is opened.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn takes(&self, ask: Ask<'_>) -> Result<()> {
+        match (self.driver, ask) {
+            (Driver::Raw, Ask::Create(new)) if new.shard_bytes.is_none() => Ok(()),
+            (Driver::Raw, ask) => Err(raw::has_no(ask)),
+            (Driver::Sharded, Ask::Create(new)) => sharded::plan(self, new)?.check(),
+            (Driver::Sharded, Ask::Grow | Ask::Check | Ask::Replay) => Ok(()),
+        }
+    }
+
     /// Opens it.
     ///
     /// # Errors
@@ -160,10 +202,10 @@ impl Volume {
         new: &NewVolume,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<()> {
-        match (self.driver, new.shard_bytes) {
-            (Driver::Raw, Some(_)) => Err(self.has_no("--shard-size", "raw")),
-            (Driver::Raw, None) => raw::create(self, registry, new.size_bytes, new.force).await,
-            (Driver::Sharded, _) => sharded::create(self, registry, new, progress).await,
+        self.takes(Ask::Create(new))?;
+        match self.driver {
+            Driver::Raw => raw::create(self, registry, new.size_bytes, new.force).await,
+            Driver::Sharded => sharded::create(self, registry, new, progress).await,
         }
     }
 
@@ -188,7 +230,7 @@ impl Volume {
     /// [`Kind::Invalid`] for a size that is not larger; [`Kind::Busy`] while it is served.
     pub async fn grow(&self, registry: &Registry, size_bytes: u64) -> Result<()> {
         match self.driver {
-            Driver::Raw => Err(self.has_no("resize", "raw: truncate(1) does it for a file")),
+            Driver::Raw => Err(raw::has_no(Ask::Grow)),
             Driver::Sharded => sharded::grow(self, registry, size_bytes).await,
         }
     }
@@ -216,13 +258,9 @@ impl Volume {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Report> {
         match self.driver {
-            Driver::Raw => Err(self.has_no("check", "raw, which keeps nothing but the bytes")),
+            Driver::Raw => Err(raw::has_no(Ask::Check)),
             Driver::Sharded => sharded::compare(self, registry, how, progress).await,
         }
-    }
-
-    fn has_no(&self, what: &str, layout: &str) -> Error {
-        Error::new(Kind::Invalid, format!("{what} is not for {layout}"))
     }
 
     async fn chain(&self, registry: &Registry, flags: OpenFlags) -> Result<Chain> {

@@ -9,6 +9,15 @@ use nbd_rs_plugin::{Error, Kind, OpenRequest, Result};
 use super::{host_table, Plugin};
 
 impl Plugin {
+    /// Whether it could be opened with this target and these options, as far as they tell; nothing
+    /// is opened, and nobody is asked.
+    ///
+    /// # Errors
+    /// The plugin's own: what of them can't be meant.
+    pub fn check(&self, request: OpenRequest) -> Result<()> {
+        (self.table.check())(request).into_result()
+    }
+
     /// Opens a backend: a store, or a link before `request.inner`. Nothing happens before the
     /// first poll.
     ///

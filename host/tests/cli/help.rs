@@ -131,6 +131,14 @@ fn a_wrong_command_line_is_one_line_that_names_the_help() {
             "serve --export a raw file:x --listen unix:",
             &["needs a path"],
         ),
+        (
+            "serve --export a sharded file:x --no-journal --journal-size 1Gi",
+            &["--journal-size", "--no-journal"],
+        ),
+        (
+            "serve --export a sharded file:x --no-journal --journal-moved",
+            &["--journal-moved", "--no-journal"],
+        ),
         ("plugins remove", &["'remove'", "plugins --help"]),
         ("--log loud plugins", &["error, warn, info, debug, trace"]),
         (
@@ -145,6 +153,65 @@ fn a_wrong_command_line_is_one_line_that_names_the_help() {
         [""; 0],
         "a wrong command line changed something"
     );
+}
+
+/// They were failures with exit code 1, some of them after the store had been spoken to.
+#[test]
+fn what_is_wrong_in_the_command_line_alone_is_2_and_nothing_is_opened() {
+    let stage = Stage::new();
+    stage.type_in("init --size 1M raw file:disk.img").worked();
+    // Whoever opens this store waits and fails with another code.
+    let away = "s3:http://127.0.0.1:1/b/";
+    for (line, words) in [
+        (
+            "init --size 1M --shard-size 5Ki sharded file:v/",
+            &["5 KiB", "power of two"][..],
+        ),
+        (
+            "init --size 1M --shard-size 64Ki raw file:v.img",
+            &["--shard-size", "raw"],
+        ),
+        ("init --size 8000P sharded file:v/", &["too many shards"]),
+        (
+            "init --size 1M sharded file:v/?way=hole",
+            &["option way", "\"hole\""],
+        ),
+        (
+            "init --size 1M sharded file:v/?fencing=no",
+            &["option fencing"],
+        ),
+        (
+            "init --size 1M sharded retry+file:v/?retry.attempts=0",
+            &["retry: attempts must be"],
+        ),
+        (
+            "init --size 1M sharded cache+retry+s3:http://127.0.0.1:1/b/?cache.size=1Mi",
+            &["cache: size must"],
+        ),
+        (
+            "init --size 1M sharded file:v/?way=whole&way=whole",
+            &["option way", "twice"],
+        ),
+        ("init --size 1M sharded s3://", &["names no bucket"]),
+        ("init --size 1M sharded file://host/v/", &["names a host"]),
+        ("init --size 1M raw s3://bucket/x", &["use sharded"]),
+        (
+            "info sharded s3://bucket/x?connections=0",
+            &["option connections"],
+        ),
+        ("resize --size 2M raw file:disk.img", &["resize", "raw"]),
+        ("check raw file:disk.img", &["check", "raw"]),
+        ("journal replay raw file:disk.img", &["journal", "raw"]),
+        (
+            "serve --export a raw file:disk.img --export b sharded file:v/?way=hole",
+            &["option way"],
+        ),
+    ] {
+        stage.type_in(line).refused(2, words);
+        assert_eq!(stage.names(), ["disk.img"], "{line}: something was made");
+    }
+    let said = stage.nbd_rs(&["info", "sharded", away]);
+    assert_eq!(said.code, Some(1), "a store that is away: {said:?}");
 }
 
 #[test]

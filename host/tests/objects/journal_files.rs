@@ -4,12 +4,14 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::client::Client;
 use crate::places::{kill, one_line, Place};
-use crate::server::{nbd_rs, text};
+use crate::server::{nbd_rs, text, Serve};
 
 const SIZE: usize = 16 << 20;
 /// Exit code of `verify`: data is lost.
@@ -261,13 +263,54 @@ fn to_look_for_a_journal_makes_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let missing = dir.path().join("none");
     let none = "00000000-0000-4000-8000-000000000000";
-    for words in [&["verify"][..], &["verify", none]] {
-        let said = worked(&journal(&missing, words));
-        assert!(said.contains("no journal"), "{said}");
+    let said = worked(&journal(&missing, &["verify"]));
+    assert!(said.contains("no journal in"), "{said}");
+    for words in [&["verify", none][..], &["verify", "--json", none]] {
+        let place = missing.display().to_string();
+        let said = journal(&missing, words);
+        refused(&said, 1, &["no journal of volume", none, &place]);
     }
     let said = worked(&journal(&missing, &["discard", none]));
     assert!(said.contains("has no journal here"), "{said}");
     assert!(!missing.exists(), "to look for it has made it");
+}
+
+/// It left a journal of 128 MiB behind.
+#[test]
+fn a_replay_of_nothing_leaves_nothing_behind() {
+    let whole = Place::directory("file:", "?way=whole");
+    let in_place = Place::directory("file:", "");
+    for place in [&whole, &in_place] {
+        place.init(SIZE, "64Ki");
+        let words = ["replay", "sharded", &place.location];
+        let said = worked(&journal(&place.journal(), &words));
+        assert!(said.contains("nothing waits"), "{said}");
+        assert!(!place.journal().exists(), "it made a journal");
+        place.is_clean();
+    }
+}
+
+/// Both were ignored without a word.
+#[test]
+fn what_does_not_fit_a_volume_that_is_there_is_told() {
+    let place = Place::directory("file:", "").journaled("");
+    place.init(SIZE, "64Ki");
+    let server = place.serve().start();
+    let until = Instant::now() + Duration::from_secs(10);
+    while !server.log().contains("\"disk\": --journal is not used") {
+        assert!(Instant::now() < until, "no warning: {}", server.log());
+        thread::sleep(Duration::from_millis(10));
+    }
+    server.stop();
+    assert!(!place.journal().exists());
+
+    let location = format!("{}?way=whole", place.location);
+    let serve = Serve::sharded("disk", &location).unix(&place.dir().join("sock"));
+    let said = serve.refused();
+    one_line(&said, &["\"disk\"", "option way", "way=in-place"]);
+    let location = format!("{}?way=in-place", place.location);
+    let serve = Serve::sharded("disk", &location).unix(&place.dir().join("sock"));
+    serve.start().stop();
 }
 
 #[test]

@@ -39,5 +39,6 @@ pub fn describe() -> Description {
 
 export_plugin! {
     describe: describe,
+    check: |request: &OpenRequest| config::Config::new(&request.options).map(drop),
     open: |host: Host, request: OpenRequest| backend::Cache::open(host, request),
 }

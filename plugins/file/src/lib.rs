@@ -37,5 +37,6 @@ pub fn describe() -> Description {
 
 export_plugin! {
     describe: describe,
+    check: |request: &OpenRequest| config::Config::new(request).map(drop),
     open: |host: Host, request: OpenRequest| backend::FileBackend::open(host, request),
 }

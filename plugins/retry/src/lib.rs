@@ -45,5 +45,6 @@ pub fn describe() -> Description {
 
 export_plugin! {
     describe: describe,
+    check: |request: &OpenRequest| config::policy(&request.options).map(drop),
     open: |host: Host, request: OpenRequest| backend::Retry::open(host, request),
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nbd_rs_plugin::options::Options;
-use nbd_rs_plugin::{OpenFlags, OpenRequest, Result};
+use nbd_rs_plugin::{Error, Kind, OpenFlags, OpenRequest, Result};
 
 use crate::credentials::Keys;
 use crate::endpoint::{Endpoint, Scheme};
@@ -79,6 +79,11 @@ impl Config {
     /// # Errors
     /// What is wrong with the target or an option.
     pub(crate) fn new(request: &OpenRequest, surroundings: &Surroundings) -> Result<Self> {
+        if request.flags.has(OpenFlags::SINGLE_OBJECT) {
+            let text = "an object in a bucket can't be written in place, as the raw layout does: \
+                        use sharded";
+            return Err(Error::new(Kind::Unsupported, text));
+        }
         let options = Options(&request.options);
         let location = Location::parse(&request.target)?;
         let said = options.text("region").or(surroundings.region.as_deref());
@@ -136,6 +141,15 @@ impl Config {
         self.region = region.to_owned();
         Ok(self)
     }
+}
+
+/// Whether the location and its options can be meant, whatever the surroundings add.
+///
+/// # Errors
+/// What is wrong with the target or an option.
+pub(crate) fn check(request: &OpenRequest) -> Result<()> {
+    threads(request)?;
+    Config::new(request, &Surroundings::default()).map(drop)
 }
 
 /// The number of network threads, which is wanted before anything may wait.

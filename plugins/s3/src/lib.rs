@@ -81,5 +81,6 @@ fn options() -> Vec<OptionSpec> {
 
 export_plugin! {
     describe: describe,
+    check: config::check,
     open: |_host: Host, request: OpenRequest| backend::S3Backend::open(request),
 }

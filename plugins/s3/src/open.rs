@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use nbd_rs_plugin::{Body, Bytes, Condition, Error, Kind, OpenFlags, OpenRequest, Result};
+use nbd_rs_plugin::{Body, Bytes, Condition, Error, Kind, OpenRequest, Result};
 
 use crate::client::Client;
 use crate::config::{Checksum, Conditions, Config};
@@ -25,11 +25,6 @@ pub(crate) struct Opened {
 /// # Errors
 /// What is wrong with it, or with the answers of the store.
 pub(crate) async fn open(request: &OpenRequest) -> Result<Opened> {
-    if request.flags.has(OpenFlags::SINGLE_OBJECT) {
-        let text = "an object in a bucket can't be written in place, as the raw layout does: use \
-                    sharded";
-        return Err(Error::new(Kind::Unsupported, text));
-    }
     let config = configure(request).await?;
     advise(&config);
     let source = credentials::source(

@@ -76,7 +76,8 @@ fn c24_a_journal_that_a_full_store_refuses_keeps_nobody_from_making_room() {
             rig.fault("/shard/", Fault::Fails(Kind::NoSpace));
         }
         let how = how(FlushTo::Remote);
-        let started = Server::try_start_with(rig.clone(), sharded::how(), &site(&disk, 1), &how).await;
+        let started =
+            Server::try_start_with(rig.clone(), sharded::how(), &site(&disk, 1), &how).await;
         let server = started.unwrap();
         assert_eq!(read(&server.volume, SHARD, 100).await.unwrap(), [1; 100]);
         assert_eq!(server.volume.flush().await.unwrap_err().kind, Kind::NoSpace);

@@ -4,13 +4,24 @@ use std::sync::Arc;
 
 use nbd_rs_plugin::{CapabilityFlags, ObjectFlags, ObjectMode, OpenFlags};
 
-use super::{Access, Volume};
+use super::{Access, Ask, Volume};
 use crate::backend::chain::Chain;
 use crate::backend::Object;
 use crate::error::{Error, Kind, Result};
 use crate::layout::raw::Raw;
 use crate::layout::Layout;
 use crate::plugin::Registry;
+
+/// Why that can't be asked of an image.
+pub(super) fn has_no(ask: Ask<'_>) -> Error {
+    let text = match ask {
+        Ask::Create(_) => "--shard-size is not for raw, which has no shards",
+        Ask::Grow => "resize is not for raw: truncate(1) does it for a file",
+        Ask::Check => "check is not for raw, which keeps nothing but the bytes",
+        Ask::Replay => "journal replay is not for raw, which has no journal",
+    };
+    Error::new(Kind::Invalid, text)
+}
 
 pub(super) async fn open(
     volume: &Volume,

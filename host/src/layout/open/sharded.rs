@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::sharded::check::{check, Report};
 use crate::layout::sharded::manage::{self, Facts, How, Plan};
 use crate::layout::sharded::repair::repair;
+use crate::layout::sharded::volume::Way;
 use crate::layout::sharded::Timing;
 use crate::layout::Layout;
 use crate::plugin::Registry;
@@ -19,15 +20,41 @@ pub(super) const OPTIONS: [&str; 2] = ["fencing", "way"];
 /// The size of shards, in bytes, if nothing else is said.
 const SHARD_BYTES: u64 = 4 << 20;
 
-fn fencing_is_external(volume: &Volume) -> Result<bool> {
-    match volume.location.layout_option("fencing") {
-        None => Ok(false),
-        Some("external") => Ok(true),
-        Some(_) => Err(Error::new(
-            Kind::Invalid,
-            "option fencing: external is all it can be; leave it out for the store's conditions",
-        )),
+/// What the location says to this layout.
+pub(super) struct Said {
+    fencing_is_external: bool,
+    way: Option<Way>,
+}
+
+impl Said {
+    /// # Errors
+    /// What is wrong with which option.
+    pub(super) fn of(volume: &Volume) -> Result<Self> {
+        let fencing_is_external = match volume.location.layout_option("fencing") {
+            None => false,
+            Some("external") => true,
+            Some(_) => {
+                let text = "option fencing: external is all it can be; leave it out for the \
+                            store's conditions";
+                return Err(Error::new(Kind::Invalid, text));
+            }
+        };
+        let way = volume.location.layout_option("way").map(str::parse);
+        Ok(Self {
+            fencing_is_external,
+            way: way.transpose()?,
+        })
     }
+}
+
+/// The volume that is to be made.
+pub(super) fn plan(volume: &Volume, new: &NewVolume) -> Result<Plan> {
+    Ok(Plan {
+        size_bytes: new.size_bytes,
+        shard_bytes: new.shard_bytes.unwrap_or(SHARD_BYTES),
+        way: Said::of(volume)?.way,
+        force: new.force,
+    })
 }
 
 pub(super) async fn open(
@@ -40,11 +67,13 @@ pub(super) async fn open(
         Access::ReadOnly => OpenFlags::NONE,
         _ => OpenFlags::WRITE,
     };
+    let said = Said::of(volume)?;
     let how = How {
         writes,
         looks: access == Access::Look,
         takeover: access == Access::TakeOver,
-        fencing_is_external: fencing_is_external(volume)?,
+        way: said.way,
+        fencing_is_external: said.fencing_is_external,
         timing: Timing::default(),
     };
     let chain = volume.chain(registry, flags).await?;
@@ -57,14 +86,8 @@ pub(super) async fn create(
     new: &NewVolume,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<()> {
-    let way = volume.location.layout_option("way");
-    let plan = Plan {
-        size_bytes: new.size_bytes,
-        shard_bytes: new.shard_bytes.unwrap_or(SHARD_BYTES),
-        way: way.map(str::parse).transpose()?,
-        force: new.force,
-    };
-    let external = fencing_is_external(volume)?;
+    let plan = plan(volume, new)?;
+    let external = Said::of(volume)?.fencing_is_external;
     let chain = volume.chain(registry, OpenFlags::WRITE | OpenFlags::CREATE);
     let chain = chain.await?;
     let made = manage::create(chain.clone(), plan, external, progress).await;
@@ -80,14 +103,14 @@ pub(super) async fn destroy(
     registry: &Registry,
     progress: &mut (dyn FnMut(u64) + Send),
 ) -> Result<()> {
-    let external = fencing_is_external(volume)?;
+    let external = Said::of(volume)?.fencing_is_external;
     let chain = volume.chain(registry, OpenFlags::WRITE).await?;
     manage::destroy(chain, external, progress).await?;
     Ok(())
 }
 
 pub(super) async fn grow(volume: &Volume, registry: &Registry, size_bytes: u64) -> Result<()> {
-    let external = fencing_is_external(volume)?;
+    let external = Said::of(volume)?.fencing_is_external;
     let chain = volume.chain(registry, OpenFlags::WRITE).await?;
     manage::grow(chain, size_bytes, external).await?;
     Ok(())
@@ -105,7 +128,7 @@ pub(super) async fn compare(
     how: Check,
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Report> {
-    let external = fencing_is_external(volume)?;
+    let external = Said::of(volume)?.fencing_is_external;
     let flags = match how.repair {
         true => OpenFlags::WRITE,
         false => OpenFlags::NONE,

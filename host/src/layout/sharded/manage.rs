@@ -14,10 +14,11 @@ use super::reaper::Reaper;
 use super::state::{State, StatePage, PAGE_SHARDS};
 use super::store::{Store, Swapped};
 use super::uuid::Uuid;
-use super::volume::{VolumeRecord, Way};
+use super::volume::{VolumeRecord, Way, MAX_SHARDS};
 use super::{probe, process, ticket, Sharded};
 use crate::backend::chain::Chain;
 use crate::error::{Error, Kind, Result};
+use crate::layout::geometry::Geometry;
 use crate::layout::ledger::Entry;
 
 /// Objects in one bulk delete.
@@ -34,6 +35,8 @@ pub struct How {
     pub takeover: bool,
     /// Something else keeps other servers out: conditions are not needed.
     pub fencing_is_external: bool,
+    /// How its shards are said to be stored, if that is said.
+    pub way: Option<Way>,
     /// How long things take.
     pub timing: Timing,
 }
@@ -49,6 +52,20 @@ pub struct Plan {
     pub way: Option<Way>,
     /// Start an empty volume where one exists.
     pub force: bool,
+}
+
+impl Plan {
+    /// Whether there can be such a volume.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`], with what would do.
+    pub fn check(&self) -> Result<()> {
+        let geometry = Geometry {
+            size_bytes: self.size_bytes,
+            shard_bytes: self.shard_bytes,
+        };
+        geometry.check(MAX_SHARDS)
+    }
 }
 
 /// What is known of a volume without opening it.
@@ -131,6 +148,7 @@ pub async fn open(chain: Chain, how: How) -> Result<Sharded> {
     let store = Store::new(chain, how.fencing_is_external);
     let (record, _) = read_record(&store).await?;
     let names = Names::of(record.uuid);
+    check_said(how.way, record.way)?;
     check_way(&store, record.way)?;
     let shard = opened(&store, record.way, how.writes || how.looks).await?;
     if !how.writes {
@@ -215,6 +233,17 @@ async fn opened(store: &Store, way: Way, writes: bool) -> Result<Option<Capabili
     let capabilities = object.capabilities();
     object.close().await?;
     Ok(Some(capabilities))
+}
+
+/// What is said of a volume that is there must be so: nothing of it is changed by saying it.
+fn check_said(said: Option<Way>, is: Way) -> Result<()> {
+    match said {
+        Some(said) if said != is => Err(Error::new(
+            Kind::Invalid,
+            format!("option way: the volume was made with way={is}, which can't be changed"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn check_way(store: &Store, way: Way) -> Result<()> {

@@ -36,7 +36,7 @@ mod ticket;
 mod trailer;
 mod trailers;
 mod unlisted;
-mod volume;
+pub(super) mod volume;
 mod whole;
 
 use std::future::Future;

@@ -8,6 +8,8 @@ use crate::layout::geometry::Geometry;
 
 /// State pages that the index has room for (1 MiB of it).
 const MAX_PAGES: u64 = 8 << 20;
+/// Shards of one volume.
+pub(super) const MAX_SHARDS: u64 = MAX_PAGES * PAGE_SHARDS;
 const PAYLOAD_BYTES: usize = 32;
 
 /// How shards are stored.
@@ -38,7 +40,7 @@ impl std::str::FromStr for Way {
             "in-place" => Ok(Way::InPlace),
             _ => {
                 let text = crate::error::printable(text, 40);
-                let text = format!("way {text:?}: whole and in-place are known");
+                let text = format!("option way: {text:?} is none; whole and in-place are known");
                 Err(Error::new(Kind::Invalid, text))
             }
         }
@@ -68,7 +70,7 @@ impl VolumeRecord {
     /// # Errors
     /// [`Kind::Invalid`], with what would do.
     pub fn check(&self) -> Result<()> {
-        self.geometry().check(MAX_PAGES * PAGE_SHARDS)
+        self.geometry().check(MAX_SHARDS)
     }
 
     fn geometry(&self) -> Geometry {

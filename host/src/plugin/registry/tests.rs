@@ -12,6 +12,10 @@ extern "C" fn describe() -> RResult<Description, Error> {
     RResult::RErr(Error::unsupported("describe"))
 }
 
+extern "C" fn check(_: OpenRequest) -> RResult<(), Error> {
+    RResult::ROk(())
+}
+
 extern "C" fn open(_: HostRef, _: OpenRequest) -> Started<'static, DynBackend> {
     Started::ready(Err(Error::unsupported("open")))
 }
@@ -46,6 +50,7 @@ pub(in crate::plugin) fn plugin(path: &str, description: Description) -> Plugin 
         table: PluginTable {
             describe,
             unwinds: true,
+            check,
             open,
         }
         .leak_into_prefix(),

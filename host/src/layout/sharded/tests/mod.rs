@@ -53,6 +53,7 @@ pub(crate) fn how() -> How {
         looks: false,
         takeover: true,
         fencing_is_external: false,
+        way: None,
         timing: Timing {
             heartbeat: Duration::from_millis(500),
             lease: Duration::from_secs(20),
