@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nbd_rs_s3_server::{Fault, Rule};
 
-use crate::client::{Client, EIO, FLUSH, READ, WRITE};
+use crate::client::{Client, EIO, FLUSH, READ, TRIM, WRITE};
 use crate::load::{answered, loads, UNITS};
 use crate::model::{Model, UNIT};
 use crate::places::{kill, Place};
@@ -166,6 +166,52 @@ fn f53_a_put_that_hangs_and_is_done_late_harms_nobody() {
     assert_eq!(found, Ok(bytes[..SHARD].to_vec()));
     server.stop();
     place.is_clean();
+}
+
+/// The link that asks again sent a second delete and answered for that one; the first came after
+/// the shard was put again.
+#[test]
+fn c21_f53_a_delete_that_hangs_and_is_done_late_harms_nobody() {
+    let (place, server, mut client, mut bytes) = stage();
+    for (shard, method) in [(1, "POST"), (3, "DELETE")] {
+        let late = Fault::HangThenDone(Duration::from_secs(3));
+        place
+            .s3()
+            .script([Rule::next("POST", late.clone()), Rule::next("DELETE", late)]);
+        let at = shard * SHARD;
+        let trimmed = client.ask(TRIM, 0, at as u64, SHARD, &[]);
+        assert_eq!(trimmed.error, 0, "{method}: {}", trimmed.text);
+        assert_eq!(client.flush(), 0);
+        // It is on its way.
+        thread::sleep(Duration::from_millis(500));
+        bytes[at..at + SHARD].fill(0);
+        bytes[at..at + 4096].fill(9);
+        assert_eq!(client.write(0, at as u64, &[9; 4096]), 0, "{method}");
+        assert_eq!(client.flush(), 0);
+        thread::sleep(Duration::from_secs(4));
+        let fresh = place.s3().keys();
+        let name = format!("/shard/{shard:012}");
+        assert!(fresh.iter().any(|key| key.ends_with(&name)), "it is hit");
+        place.s3().forget_script();
+    }
+    drop(client);
+    server.stop();
+    let server = place.serve().start();
+    let found = Client::unix(&server).read(0, 8 * SHARD);
+    assert_eq!(found, Ok(bytes[..8 * SHARD].to_vec()));
+    server.stop();
+    place.is_clean();
+}
+
+#[test]
+fn f40_a_volume_is_destroyed_though_answers_to_deletes_are_lost() {
+    let (place, server, ..) = stage();
+    server.stop();
+    let lost = |method| Rule::next(method, Fault::LostAnswer);
+    place
+        .s3()
+        .script([lost("POST"), lost("DELETE"), lost("DELETE"), lost("POST")]);
+    place.destroy();
 }
 
 #[test]

@@ -254,13 +254,32 @@ async fn only_the_keys_that_failed_are_deleted_again() {
     let link = retry(&fake);
     fake.faults().script(
         "delete key",
-        [Fault::None, LOST, Fault::Before(Kind::Denied, "403")],
+        [Fault::None, BUSY_503, Fault::Before(Kind::Denied, "403")],
     );
     let keys = ["a", "b", "c"].map(str::to_owned).to_vec();
     let results = link.delete(keys).await.unwrap();
     assert!(results[0].is_ok() && results[1].is_ok());
     assert_eq!(results[2].as_ref().unwrap_err().kind, Kind::Denied);
     assert_eq!(fake.take_calls(), ["delete a b c", "delete b"]);
+}
+
+/// It was made again, and answered for by the second: nobody knew that the first could still come.
+#[tokio::test(start_paused = true)]
+async fn c21_f53_a_delete_in_doubt_is_told_and_not_made_again() {
+    for fault in [LOST, UNSENT] {
+        let fake = Fake::new();
+        let link = retry(&fake);
+        let keys = ["a", "b"].map(str::to_owned).to_vec();
+        let script = [Fault::None, fault.clone()];
+        fake.faults().script("delete key", script);
+        let results = link.delete(keys.clone()).await.unwrap();
+        assert!(results[0].is_ok());
+        assert_eq!(results[1].as_ref().unwrap_err().kind, Kind::Ambiguous);
+        assert_eq!(fake.take_calls(), ["delete a b"]);
+        fake.faults().script("delete", [BUSY_503, fault]);
+        assert_eq!(kind(link.delete(keys).await), Kind::Ambiguous);
+        assert_eq!(fake.take_calls().len(), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -469,11 +488,19 @@ async fn f72_random_faults_change_nothing_that_was_acknowledged() {
                 }
             }
             3 => {
-                let results = link
-                    .delete(vec![key.clone(), "no".to_owned()])
-                    .await
-                    .unwrap();
-                assert!(results.iter().all(Result::is_ok), "{results:?}");
+                let mut keys = vec![key.clone(), "no".to_owned()];
+                while !keys.is_empty() {
+                    let results = link.delete(keys.clone()).await;
+                    let results = results.unwrap_or_else(|error| vec![Err(error); keys.len()]);
+                    let doubt = results.into_iter().map(Result::err);
+                    let doubt = keys
+                        .into_iter()
+                        .zip(doubt)
+                        .filter_map(|(key, error)| error.map(|error| (key, error.kind)));
+                    let doubt: Vec<_> = doubt.collect();
+                    assert!(doubt.iter().all(|(_, kind)| *kind == Kind::Ambiguous));
+                    keys = doubt.into_iter().map(|(key, _)| key).collect();
+                }
                 model.remove(&key);
             }
             _ => match known {

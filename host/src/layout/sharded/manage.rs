@@ -1,6 +1,7 @@
 //! Making, opening, growing and removing volumes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nbd_rs_plugin::options::display_size;
 use nbd_rs_plugin::{Capabilities, CapabilityFlags, ObjectFlags, ObjectMode};
@@ -12,7 +13,7 @@ use super::owner::{OwnerRecord, Standing};
 use super::pages::{Pages, Writer};
 use super::reaper::Reaper;
 use super::state::{State, StatePage, PAGE_SHARDS};
-use super::store::{Store, Swapped};
+use super::store::{back_off, read_as, Store, Swapped, ATTEMPTS};
 use super::uuid::Uuid;
 use super::volume::{VolumeRecord, Way, MAX_SHARDS};
 use super::{probe, process, ticket, Sharded};
@@ -23,6 +24,8 @@ use crate::layout::ledger::Entry;
 
 /// Objects in one bulk delete.
 const BULK: usize = 1000;
+/// Between two looks at a record whose delete may come late.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// How a volume is opened.
 #[derive(Debug, Clone, Copy, Default)]
@@ -84,7 +87,7 @@ pub struct Facts {
 /// The volume record, or why there is none.
 async fn read_record(store: &Store) -> Result<(VolumeRecord, String)> {
     if let Some((bytes, etag)) = store.read(VOLUME.to_owned()).await? {
-        return Ok((VolumeRecord::decode(&bytes)?, etag));
+        return Ok((read_as(VOLUME, VolumeRecord::decode(&bytes))?, etag));
     }
     match is_upstream(store).await? {
         true => Err(Error::new(Kind::Unsupported, UPSTREAM)),
@@ -338,7 +341,7 @@ async fn existing(store: &Store, force: bool) -> Result<Option<Existing>> {
             false => Ok(None),
         };
     };
-    match VolumeRecord::decode(&bytes) {
+    match read_as(VOLUME, VolumeRecord::decode(&bytes)) {
         Ok(record) if force => Ok(Some(Existing::Volume(record, etag))),
         Ok(record) => Err(Error::new(
             Kind::Exists,
@@ -395,10 +398,54 @@ async fn remove_objects(
     Ok(removed)
 }
 
-async fn delete(store: &Store, keys: Vec<String>) -> Result<()> {
-    let deleted = store.chain.delete(keys).wait().await?;
-    deleted.into_iter().collect::<Result<()>>()?;
+/// Deletes objects whose names nobody gives again: where the outcome is unknown, once more.
+async fn delete(store: &Store, mut keys: Vec<String>) -> Result<()> {
+    let mut attempt = 0;
+    while !keys.is_empty() {
+        let results = store.chain.delete(keys.clone()).wait().await;
+        let results = results.unwrap_or_else(|error| vec![Err(error); keys.len()]);
+        let mut unknown = Vec::new();
+        for (key, result) in keys.into_iter().zip(results) {
+            match result {
+                Ok(()) => {}
+                Err(error) if error.kind == Kind::Ambiguous && attempt + 1 < ATTEMPTS => {
+                    unknown.push(key);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if !unknown.is_empty() {
+            back_off(attempt).await;
+            attempt += 1;
+        }
+        keys = unknown;
+    }
     store.settle().await
+}
+
+/// Deletes the volume record. Where the outcome is unknown it is waited for: late, it would hit the
+/// record of the next volume there.
+async fn delete_record(store: &Store, late: Duration) -> Result<()> {
+    for _ in 0..ATTEMPTS {
+        let deleted = store.chain.delete(vec![VOLUME.to_owned()]).wait().await;
+        match deleted.and_then(|results| results.into_iter().collect::<Result<()>>()) {
+            Err(error) if error.kind == Kind::Ambiguous => {}
+            deleted => {
+                deleted?;
+                return store.settle().await;
+            }
+        }
+        let end = process::since_boot() + late;
+        while process::since_boot() < end {
+            // A store that does not tell is no reason to give up.
+            if let Ok(None) = store.head(VOLUME.to_owned()).await {
+                return store.settle().await;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+    let text = "whether the volume record was deleted is not known: do it again";
+    Err(Error::new(Kind::Ambiguous, text))
 }
 
 /// Removes a volume: its objects, then its record. How many objects there were. It needs no room.
@@ -436,7 +483,7 @@ pub async fn destroy(
             Err(error) => return Err(error),
         }
     }
-    delete(&store, vec![VOLUME.to_owned()]).await?;
+    delete_record(&store, Timing::default().late).await?;
     store.chain.close().await?;
     Ok(removed)
 }
@@ -511,9 +558,11 @@ pub async fn facts(chain: &Chain) -> Result<Facts> {
     let mut shards = [record.shards(), 0, 0];
     for page in directory.pages() {
         let Some((bytes, _)) = store.read(names.page(page)).await? else {
-            return Err(super::frame::corrupt(format!("state page {page} is gone")));
+            let text = format!("{}: the state page is gone", names.page(page));
+            return Err(super::frame::corrupt(text));
         };
-        let (states, ..) = StatePage::decode(record.uuid, page, &bytes)?;
+        let decoded = StatePage::decode(record.uuid, page, &bytes);
+        let (states, ..) = read_as(&names.page(page), decoded)?;
         let counts = states.counts((record.shards() - page * PAGE_SHARDS).min(PAGE_SHARDS));
         for state in [State::Intended, State::Written] {
             shards[state as usize] += counts[state as usize];
@@ -535,7 +584,7 @@ async fn owner(store: &Store, names: &Names, uuid: Uuid) -> Result<Option<(Strin
     let Some((bytes, _)) = store.read(names.owner()).await? else {
         return Ok(None);
     };
-    let record = OwnerRecord::decode(uuid, &bytes)?;
+    let record = read_as(&names.owner(), OwnerRecord::decode(uuid, &bytes))?;
     let here = process::this()?;
     let standing = match record.standing(&here, process::life) {
         Standing::Released => "gave it back",

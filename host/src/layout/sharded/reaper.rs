@@ -10,7 +10,7 @@ use super::lease::Lease;
 use super::names::Names;
 use super::process;
 use super::ranges::Ranges;
-use super::store::Store;
+use super::store::{back_off, Store, ATTEMPTS};
 use crate::error::{Kind, Result};
 use crate::runtime;
 
@@ -184,8 +184,14 @@ impl Reaper {
 
     async fn run(self: Arc<Self>) {
         while let Some(batch) = self.next_batch() {
-            if let Err(error) = self.delete(batch).await {
-                tracing::warn!("objects of shards that were trimmed could not be deleted: {error}");
+            match self.delete(batch).await {
+                Ok(()) => {}
+                Err(error) if error.kind == Kind::Ambiguous => tracing::info!(
+                    "objects of shards that were trimmed may not be deleted yet: {error}"
+                ),
+                Err(error) => tracing::warn!(
+                    "objects of shards that were trimmed could not be deleted: {error}"
+                ),
             }
         }
         self.changed.notify_waiters();
@@ -256,13 +262,22 @@ impl Reaper {
     /// # Errors
     /// If it can't be deleted.
     pub(super) async fn clear(self: &Arc<Self>, shard: u64) -> Result<()> {
+        let mut attempt = 0;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             match self.take_in_hand(shard) {
                 Hand::Nothing => return Ok(()),
-                Hand::Mine => return self.delete(shard..shard + 1).await,
+                Hand::Mine => match self.delete(shard..shard + 1).await {
+                    // Now it is held: waited for, and deleted again if it did not come.
+                    Err(error) if error.kind == Kind::Ambiguous && attempt + 1 < ATTEMPTS => {
+                        back_off(attempt).await;
+                        attempt += 1;
+                        continue;
+                    }
+                    outcome => return outcome,
+                },
                 Hand::Late => {
                     self.outwait(shard).await;
                     continue;

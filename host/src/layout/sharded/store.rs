@@ -48,6 +48,11 @@ pub(super) async fn back_off(attempt: u32) {
     tokio::time::sleep(Duration::from_millis(20 << attempt.min(6))).await;
 }
 
+/// What was made of an object; an error names it.
+pub(super) fn read_as<T>(key: &str, made: Result<T>) -> Result<T> {
+    made.map_err(|error| error.context(key))
+}
+
 /// The bytes of what was read, in one stretch.
 pub(in crate::layout) fn bytes_of(data: &Data) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(data.len().min(MAX_RECORD_BYTES) as usize);

@@ -1,4 +1,7 @@
-//! Bulk deletes: only the keys that failed are asked again. Deleting twice is deleting once.
+//! Bulk deletes: only the keys that certainly failed are asked again.
+//!
+//! One in doubt is not: if the second came through and the first comes late, it hits what was put
+//! there since, and whoever was told that all is well could not wait for it.
 
 use nbd_rs_plugin::{Error, Kind, Result};
 
@@ -8,7 +11,7 @@ use crate::policy::{repeatable, Class};
 impl Retry {
     pub(super) async fn delete_each(&self, keys: Vec<String>) -> Result<Vec<Result<()>>> {
         let first = keys.first().map_or("", String::as_str);
-        let mut run = self.link.run(call("delete", first, Class::Idempotent));
+        let mut run = self.link.run(call("delete", first, Class::Once));
         let mut results: Vec<Option<Result<()>>> = vec![None; keys.len()];
         loop {
             let failure = match self.delete_open(&keys, &mut results).await {
@@ -45,7 +48,7 @@ impl Retry {
         let mut again = None;
         for (at, answer) in open.into_iter().zip(answers) {
             match answer {
-                Err(error) if repeatable(Class::Idempotent, error.kind) => again = Some(error),
+                Err(error) if repeatable(Class::Once, error.kind) => again = Some(error),
                 answer => results[at] = Some(answer),
             }
         }
