@@ -11,6 +11,7 @@ use nbd_rs_journal::disk::{Directory, Disk};
 use nbd_rs_journal::error::Kind as JournalKind;
 use nbd_rs_journal::uuid::Uuid;
 use nbd_rs_journal::{Journal, Opened, Options};
+use nbd_rs_plugin::options::display_size;
 use tokio::sync::{watch, Notify};
 
 use super::unshipped::Unshipped;
@@ -39,6 +40,24 @@ pub enum Place {
     At(PathBuf),
     /// Nowhere: they go through.
     None,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let default;
+        let path = match self {
+            Place::At(path) => Some(path),
+            Place::Default => {
+                default = place::of_this_process();
+                default.as_ref()
+            }
+            Place::None => None,
+        };
+        match path {
+            Some(path) => path.display().fmt(f),
+            None => f.write_str("no directory"),
+        }
+    }
 }
 
 /// How a journal is opened.
@@ -255,7 +274,7 @@ async fn open_file(
             Kind::Busy,
             format!("{error}; it holds acknowledged writes of this volume: end that process first"),
         )),
-        _ => Err(of_disk(advised(error, claim.volume, &how.place))),
+        _ => Err(of_disk(advised(error, claim.volume, how))),
     }
 }
 
@@ -269,9 +288,9 @@ fn is_given_up(kind: JournalKind) -> bool {
 fn advised(
     error: nbd_rs_journal::error::Error,
     volume: Uuid,
-    place: &Place,
+    how: &How,
 ) -> nbd_rs_journal::error::Error {
-    let directory = match place {
+    let directory = match &how.place {
         Place::At(path) => format!(" --journal {}", path.display()),
         Place::Default | Place::None => String::new(),
     };
@@ -284,6 +303,14 @@ fn advised(
             format!("what waits here is older than what was written since: {discard} gives it up, and so does --accept-lost-writes")
         }
         JournalKind::Foreign | JournalKind::Damaged => format!("{discard} gives it up"),
+        JournalKind::NoSpace => {
+            let size = display_size(how.ring_bytes);
+            format!(
+                "{} has no room for the {size} of --journal-size: make some, say less, or name \
+                 another directory with --journal",
+                how.place
+            )
+        }
         _ => return error,
     };
     nbd_rs_journal::error::Error {

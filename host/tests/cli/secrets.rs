@@ -95,6 +95,20 @@ fn u1_no_command_shows_a_secret() {
     }
 }
 
+/// A line about the keys came with every attempt, besides the one that tells of them.
+#[test]
+fn u1_that_a_secret_was_typed_is_said_once() {
+    let stage = Stage::new();
+    let location = format!("s3:http://KEY:{PASSWORD}@127.0.0.1:1/bucket/p");
+    let said = stage.nbd_rs(&["info", "sharded", &location]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert_clean("standard error", &said.err);
+    let about = |line: &&str| line.contains("command line") || line.contains("keys");
+    assert_eq!(said.err.lines().filter(about).count(), 1, "{said:?}");
+    let last = said.err.lines().last().unwrap_or_default();
+    assert!(last.contains("at http://127.0.0.1:1: "), "{last}");
+}
+
 #[test]
 fn u1_no_error_shows_a_secret() {
     let stage = stage();

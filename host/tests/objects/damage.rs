@@ -148,6 +148,9 @@ fn f23_a_flipped_byte_of_the_volume_owner_or_index_is_refused_with_a_reason() {
         place.s3().spoil(&object, |bytes| bytes[60] ^= 1);
         let line = one_line(&place.serve().refused(), &[]);
         assert!(line.contains(word) || line.contains("checksum"), "{line}");
+        // Which object: the volume record has one name, the others the volume's before it.
+        let name = object.rsplit_once("chunks/").map(|(_, name)| name);
+        assert!(line.contains(name.expect("a name")), "{object}: {line}");
         place.s3().spoil(&object, |bytes| bytes[60] ^= 1);
         // And nothing was changed by all this.
         place.is_clean();
@@ -279,7 +282,7 @@ fn f23_a_flipped_byte_of_a_state_page_makes_its_shards_errors() {
     }
     drop(client);
     drop(server);
-    place.refused("info", 1, &["page"]);
+    place.refused("info", 1, &["/state/00000000: ", "damaged"]);
     let output = place.try_run("check");
     assert_eq!(output.status.code(), Some(5));
     let said = String::from_utf8_lossy(&output.stdout);
@@ -304,6 +307,13 @@ fn c26_f55_a_place_without_a_volume_or_with_another_ones_objects_is_refused() {
         "elsewhere/",
     );
     empty.refused("info", 1, &["there is no volume"]);
+    // A directory that is not there was only that to those who knew.
+    let nowhere = Place::directory("file:", "");
+    for command in ["info", "destroy", "check", "resize --size 64Mi"] {
+        nowhere.refused(command, 1, &["there is no volume at file:", "chunks"]);
+    }
+    let said = nowhere.serve().refused();
+    one_line(&said, &["there is no volume at file:", "nbd-rs init"]);
     empty.refused("destroy", 1, &["there is no volume"]);
     // Another volume's shard under this one's name.
     let other = written("cache+retry+s3:");

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::client::Client;
 use crate::places::{kill, one_line, Place};
 use crate::server::{nbd_rs, text, Serve};
+use crate::tools::present;
 
 const SIZE: usize = 16 << 20;
 /// Exit code of `verify`: data is lost.
@@ -256,6 +257,24 @@ fn what_is_typed_wrong_at_a_journal_is_refused_in_one_line() {
     let file = dir.path().join("file");
     fs::write(&file, b"").expect("a file");
     refused(&journal(&file, &["verify"]), 1, &["file"]);
+}
+
+#[test]
+fn c24_a_journal_that_has_no_room_names_its_directory_and_the_way_out() {
+    if !present(&["prlimit"]) {
+        return;
+    }
+    let place = Place::own("cache+retry+s3:", "").journaled("--journal-size 64Mi");
+    place.init(SIZE, "64Ki");
+    let mut serve = place.serve();
+    serve.before = vec!["prlimit".into(), format!("--fsize={}", 8 << 20).into()];
+    let directory = place.journal().display().to_string();
+    let said = serve.refused();
+    one_line(
+        &said,
+        &[&directory, "64 MiB", "--journal-size", "--journal"],
+    );
+    place.serve().start().stop();
 }
 
 #[test]

@@ -59,13 +59,19 @@ impl Directory {
     /// [`OpenFlags::CREATE`] too it is made if it is missing.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system says; [`Kind::NotFound`] if there is no such directory.
     pub fn open(path: &Path, flags: OpenFlags) -> Result<Self> {
         let writable = flags.has(OpenFlags::WRITE);
         if writable && flags.has(OpenFlags::CREATE) && !path.exists() {
             single::make_directories(path)?;
         }
-        let root = Root::open(path)?;
+        let root = Root::open(path).map_err(|mut error| {
+            // No object was looked for, but the store itself: that is not there.
+            if error.errno == Errno::NOENT.raw_os_error() {
+                error.kind = Kind::NotFound;
+            }
+            error
+        })?;
         let mut gate = None;
         if writable {
             let own = root.directory("").map_err(|e| failed(e, path.display()))?;

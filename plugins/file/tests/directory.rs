@@ -98,7 +98,7 @@ fn a_missing_root_is_not_a_missing_object() {
         Kind::Io
     );
     let error = open_error(&store.root, OpenFlags::WRITE);
-    assert_eq!(error.kind, Kind::Io);
+    assert_eq!(error.kind, Kind::NotFound, "the store itself is not there");
 }
 
 #[test]

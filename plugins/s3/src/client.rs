@@ -117,8 +117,8 @@ impl Client {
         };
         let response = match timeout_at(until, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(lost(call, error, sent.anything()).into()),
-            Err(_) => return Err(late(call, sent.anything()).into()),
+            Ok(Err(error)) => return Err(lost(call, &self.site, error, &sent).into()),
+            Err(_) => return Err(late(call, &self.site, &sent).into()),
         };
         let answer = Answer {
             response,
@@ -162,8 +162,11 @@ fn certificates(config: &Config) -> Result<Vec<Certificate>> {
     let Some(path) = &config.ca else {
         return Ok(Vec::new());
     };
-    let pem = std::fs::read(path)
-        .map_err(|error| Error::os(&error, format_args!("ca {}", path.display())))?;
+    let pem = std::fs::read(path).map_err(|error| Error {
+        // What is missing is not the store.
+        kind: Kind::Io,
+        ..Error::os(&error, format_args!("ca {}", path.display()))
+    })?;
     match Certificate::from_pem_bundle(&pem) {
         Ok(found) if !found.is_empty() => Ok(found),
         _ => Err(Error::new(
@@ -186,12 +189,18 @@ fn causes(error: reqwest::Error) -> String {
 }
 
 /// A request without an answer.
-fn lost(call: &Call, error: reqwest::Error, sent: bool) -> Error {
+fn lost(call: &Call, site: &Site, error: reqwest::Error, sent: &Sent) -> Error {
     let (unconnected, late) = (error.is_connect(), error.is_timeout());
-    let text = format!("{}: {}", call.what(), causes(error));
+    let origin = site.origin();
+    let text = format!("{} at {origin}: {}", call.what(), causes(error));
     match unconnected {
         true if text.contains("certificate") => {
             Error::new(Kind::Io, format!("{text}; for a private CA say ca=FILE"))
+        }
+        true if text.contains("InvalidContentType") => {
+            let advice = "it does not speak https: for http write s3:http://... or \
+                          endpoint=http://...";
+            Error::new(Kind::Io, format!("{text}; {advice}"))
         }
         true if late => Error::new(Kind::Timeout, text),
         true => Error::new(Kind::Transient, text),
@@ -199,15 +208,15 @@ fn lost(call: &Call, error: reqwest::Error, sent: bool) -> Error {
     }
 }
 
-fn late(call: &Call, sent: bool) -> Error {
-    let text = format!("{}: no answer in time", call.what());
+fn late(call: &Call, site: &Site, sent: &Sent) -> Error {
+    let text = format!("{} at {}: no answer in time", call.what(), site.origin());
     Error::new(unfinished(call, sent), text)
 }
 
 /// What is known of a request that was under way. One whose body did not begin can't have changed
 /// anything.
-fn unfinished(call: &Call, sent: bool) -> Kind {
-    match call.changes() && (sent || !call.has_body()) {
+fn unfinished(call: &Call, sent: &Sent) -> Kind {
+    match call.changes() && (sent.anything() || !call.has_body()) {
         true => Kind::Ambiguous,
         false => Kind::Transient,
     }

@@ -1,7 +1,8 @@
 //! The first contact: keys, the bucket and its region, whether conditions are obeyed.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nbd_rs_plugin::{Body, Bytes, Condition, Error, Kind, OpenRequest, Result};
 
@@ -59,18 +60,20 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn advise(config: &Config) {
-    if config.is_in_clear() {
+    if config.is_in_clear() && is_news(&config.endpoint.to_string()) {
         let server = &config.endpoint;
         tracing::warn!(
             "{server} is spoken to in clear: others on the way can read and change data"
         );
     }
-    if config.keys.is_some() {
-        tracing::info!(
-            "the location holds the keys, which others on this machine may see: AWS_ACCESS_KEY_ID \
-             and AWS_SECRET_ACCESS_KEY, or a profile, are not in the command line"
-        );
-    }
+}
+
+/// Whether nothing was said of this server before: a location is opened again and again while its
+/// store is away.
+fn is_news(server: &str) -> bool {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    said.insert(server.to_owned())
 }
 
 async fn client(config: &Config, credentials: &Arc<Credentials>) -> Result<Client> {

@@ -36,6 +36,11 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// The server, as a URL without a path.
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
+    }
+
     pub(crate) fn new(config: &Config) -> Self {
         let (mut authority, mut bucket_path) = (config.endpoint.authority(), String::new());
         match config.virtual_host {

@@ -469,6 +469,35 @@ fn tls_of_another_host_or_an_unknown_ca_is_refused() {
     assert_eq!(wrong.seen(), [], "nothing was sent");
 }
 
+/// They named no server, and https spoken to an http port was a riddle.
+#[test]
+fn f51_an_error_of_a_connection_names_the_server_and_a_wrong_scheme() {
+    let server = Server::start();
+    let at = server.address().to_string();
+    let error = open(&format!("https://k:CANARY@{at}/bucket/p"), &[]).unwrap_err();
+    assert_eq!(error.kind, Kind::Io, "{error}");
+    for word in [
+        &format!("at https://{at}"),
+        "does not speak https",
+        "s3:http://",
+    ] {
+        assert!(error.message.contains(word), "{word}: {error}");
+    }
+    assert!(!error.message.contains("CANARY"), "{error}");
+    drop(server);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = nobody.local_addr().unwrap();
+    drop(nobody);
+    let error = open(&format!("http://k:CANARY@{at}/bucket/p"), &[]).unwrap_err();
+    let expected = format!("listing at http://{at}: ");
+    assert!(error.message.contains(&expected), "{error}");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = silent.local_addr().unwrap();
+    let error = open(&format!("http://k:CANARY@{at}/bucket/p"), &SHORT).unwrap_err();
+    let expected = format!("listing at http://{at}: no answer in time");
+    assert!(error.message.contains(&expected), "{error}");
+}
+
 #[test]
 fn an_answer_in_drops_ends_in_time() {
     let bench = Bench::new();

@@ -6,7 +6,7 @@ use super::frame::{corrupt, Stamp};
 use super::index::Index;
 use super::lease::Lease;
 use super::names::Names;
-use super::store::{Store, Swapped, ATTEMPTS};
+use super::store::{read_as, Store, Swapped, ATTEMPTS};
 use super::volume::VolumeRecord;
 use crate::error::{Error, Kind, Result};
 use crate::layout::gather::Gather;
@@ -49,11 +49,13 @@ impl Directory {
     /// Reads that of a volume.
     pub(super) async fn open(store: &Store, names: &Names, record: VolumeRecord) -> Result<Self> {
         let Some((bytes, etag)) = store.read(names.index()).await? else {
-            return Err(corrupt(
-                "the index of state pages is gone, so nothing can be said of any shard",
-            ));
+            return Err(corrupt(format!(
+                "{}: the index of state pages is gone, so nothing can be said of any shard",
+                names.index()
+            )));
         };
-        let (index, stamp) = Index::decode(record.uuid, record.pages(), &bytes)?;
+        let decoded = Index::decode(record.uuid, record.pages(), &bytes);
+        let (index, stamp) = read_as(&names.index(), decoded)?;
         let known = Known {
             base: index.clone(),
             target: index,
@@ -152,7 +154,8 @@ impl Directory {
                     return Ok(());
                 }
                 Swapped::Other(Some((bytes, etag))) => {
-                    let (theirs, stamp) = Index::decode(record.uuid, record.pages(), &bytes)?;
+                    let decoded = Index::decode(record.uuid, record.pages(), &bytes);
+                    let (theirs, stamp) = read_as(key, decoded)?;
                     if stamp.epoch > lease.epoch() {
                         let text = format!("the index was put by epoch {}", stamp.epoch);
                         return Err(lease.lose(text));

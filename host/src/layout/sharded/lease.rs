@@ -10,7 +10,7 @@ use tokio::sync::{watch, Mutex};
 use super::frame::Stamp;
 use super::owner::{OwnerRecord, Standing};
 use super::process;
-use super::store::{Store, Swapped};
+use super::store::{read_as, Store, Swapped};
 use super::uuid::Uuid;
 use crate::error::{Error, Kind, Result};
 use crate::runtime;
@@ -100,7 +100,7 @@ impl Lease {
             let found = store.read(key.clone()).await?;
             let last = match &found {
                 None => None,
-                Some((bytes, _)) => match OwnerRecord::decode(uuid, bytes) {
+                Some((bytes, _)) => match read_as(&key, OwnerRecord::decode(uuid, bytes)) {
                     Err(error) if error.kind == Kind::Corrupt && takeover => None,
                     Err(error) if error.kind == Kind::Corrupt => return Err(lost_record(&error)),
                     decoded => Some(decoded?),
@@ -291,7 +291,7 @@ impl Lease {
         let Some((bytes, etag)) = self.store.read(self.key.clone()).await? else {
             return Err(self.lose("the owner record is gone"));
         };
-        let found = OwnerRecord::decode(self.uuid, &bytes)?;
+        let found = read_as(&self.key, OwnerRecord::decode(self.uuid, &bytes))?;
         if found.id != own.record.id {
             return Err(self.lose(format_args!("{found} took over")));
         }
@@ -377,7 +377,7 @@ async fn listen(
         let Some((bytes, _)) = store.read(key.to_owned()).await? else {
             return Ok(());
         };
-        match OwnerRecord::decode(uuid, &bytes)? {
+        match read_as(key, OwnerRecord::decode(uuid, &bytes))? {
             now if now.released => return Ok(()),
             now if now != *owner => return Err(busy(&now)),
             _ => {}

@@ -17,7 +17,7 @@ use super::page::{GivenUp, Page, States};
 use super::ranges::Ranges;
 use super::reaper::Reaper;
 use super::state::{State, StatePage, PAGE_SHARDS};
-use super::store::{Store, Swapped};
+use super::store::{read_as, Store, Swapped};
 use super::trailer::trailer_bytes;
 use super::unlisted;
 use super::volume::{VolumeRecord, Way};
@@ -193,11 +193,13 @@ impl Pages {
             let found = self.store.read(self.names.page(number)).await?;
             let Some((bytes, etag)) = found else {
                 return Err(corrupt(format!(
-                    "state page {number} is gone, so nothing can be said of its {} shards",
+                    "{}: the state page is gone, so nothing can be said of its {} shards",
+                    self.names.page(number),
                     self.shards_of(number)
                 )));
             };
-            let (page, stamp, settled) = StatePage::decode(self.record.uuid, number, &bytes)?;
+            let decoded = StatePage::decode(self.record.uuid, number, &bytes);
+            let (page, stamp, settled) = read_as(&self.names.page(number), decoded)?;
             states.base = page.clone();
             states.target = page;
             (states.stamp, states.settled) = (stamp, settled);

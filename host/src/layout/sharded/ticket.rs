@@ -9,7 +9,7 @@ use nbd_rs_journal::uuid::Uuid as JournalUuid;
 use super::frame::{array_at, corrupt, u64_at, Frame, Stamp, What};
 use super::lease::Lease;
 use super::process;
-use super::store::{Store, Swapped, ATTEMPTS};
+use super::store::{read_as, Store, Swapped, ATTEMPTS};
 use super::uuid::Uuid;
 use crate::backend::Later;
 use crate::error::{Error, Kind, Result};
@@ -93,9 +93,9 @@ pub(super) async fn read(
     key: String,
     uuid: Uuid,
 ) -> Result<(Option<Entry>, Option<String>)> {
-    match store.read(key).await? {
+    match store.read(key.clone()).await? {
         None => Ok((None, None)),
-        Some((bytes, etag)) => Ok((decode(uuid, &bytes)?.1, Some(etag))),
+        Some((bytes, etag)) => Ok((read_as(&key, decode(uuid, &bytes))?.1, Some(etag))),
     }
 }
 
@@ -136,7 +136,7 @@ impl Tickets {
                 }
                 Swapped::Other(None) => *etag = None,
                 Swapped::Other(Some((bytes, other))) => {
-                    let (stamp, _) = decode(self.uuid, &bytes)?;
+                    let (stamp, _) = read_as(&self.key, decode(self.uuid, &bytes))?;
                     if stamp.epoch > self.lease.epoch() {
                         let text = format!("the journal record was put by epoch {}", stamp.epoch);
                         return Err(self.lease.lose(text));
