@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::{tempdir, TempDir};
 
-use crate::client::{Client, EIO, ENOSPC, FUA, TRIM, WRITE, WRITE_ZEROES};
+use crate::client::handshake::Handshake;
+use crate::client::line::Line;
+use crate::client::{Client, Framing, EIO, ENOSPC, FUA, TRIM, WRITE, WRITE_ZEROES};
 use crate::disks::{FailingDisk, SmallDisk, FAILING_DISK, SMALL_DISK};
 use crate::server::{nbd_rs, text, Serve, Server};
 use crate::tools::{present, present_as_root, skip, tool};
@@ -453,6 +455,58 @@ fn f08_with_few_descriptors_no_shard_that_was_written_is_lost() {
         }
         server.stop();
     }
+}
+
+/// Each volume kept as many open as if it were the only one.
+#[test]
+fn f08_several_volumes_share_the_descriptors() {
+    if !present(&["prlimit"]) {
+        return;
+    }
+    const SHARDS: usize = 64;
+    const VOLUMES: usize = 6;
+    let dir = tempdir().expect("a temporary folder");
+    let volume = |number: usize| Volume::new(dir.path().join(number.to_string()), "", SHARDS);
+    let volumes: Vec<Volume> = (0..VOLUMES).map(volume).collect();
+    let mut serve = volumes[0].serve();
+    for (number, volume) in volumes.iter().enumerate().skip(1) {
+        let words = [
+            "--export",
+            &number.to_string(),
+            "sharded",
+            &volume.location(),
+        ];
+        serve = serve.words(words.map(str::to_owned));
+    }
+    serve.before = vec!["prlimit".into(), "--nofile=128:128".into()];
+    let mut server = serve.start();
+    let connect = |number: usize| {
+        let line = Line::unix(&server).expect("the server accepts");
+        let handshake = Handshake::begin(line).expect("a greeting");
+        let name = match number {
+            0 => "disk".to_owned(),
+            number => number.to_string(),
+        };
+        let client = handshake.go(Framing::Simple, name.as_bytes());
+        client.expect("a handshake")
+    };
+    let mut clients: Vec<Client> = (0..VOLUMES).map(connect).collect();
+    for shard in 0..SHARDS {
+        for (number, client) in clients.iter_mut().enumerate() {
+            let written = client.write(0, at(shard), &[number as u8 + 1; 4096]);
+            assert_eq!(written, 0, "volume {number}, shard {shard}");
+        }
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.flush(), 0, "volume {number}");
+        for shard in 0..SHARDS {
+            let found = client.read(at(shard), 4096);
+            assert_eq!(found, Ok(vec![number as u8 + 1; 4096]), "{number}: {shard}");
+        }
+    }
+    server.assert_alive();
+    drop(clients);
+    server.stop();
 }
 
 /// Replaces the file of a shard.

@@ -24,8 +24,11 @@ use crate::layout::split::Part;
 
 /// Objects that are kept open, not counting those in use, where there are descriptors enough.
 pub(super) const MOST_OPEN: usize = 256;
-/// They take this part of the process's descriptors at the most: clients need some, and puts.
+/// Those of all volumes take this part of the process's descriptors at the most: clients need some,
+/// and puts.
 const PART_OF_DESCRIPTORS: u64 = 4;
+/// Volumes of this process that keep shards open.
+static VOLUMES: AtomicU64 = AtomicU64::new(0);
 /// Objects that are synced at the same time.
 const AT_ONCE: usize = 16;
 
@@ -34,7 +37,6 @@ pub(super) struct InPlace {
     pages: Arc<Pages>,
     slots: RwLock<BTreeMap<u64, Slot>>,
     uses: AtomicU64,
-    most_open: usize,
     /// Is told of syncs that fail outside a flush.
     durability: OnceLock<Weak<Durability>>,
 }
@@ -69,19 +71,27 @@ impl Opened {
     }
 }
 
+/// What one volume may keep open, by the number of those that do so now.
 fn most_open() -> usize {
     let descriptors = getrlimit(Resource::Nofile).current;
     let part = descriptors.map_or(u64::MAX, |most| most / PART_OF_DESCRIPTORS);
-    part.clamp(1, MOST_OPEN as u64) as usize
+    let share = part / VOLUMES.load(Ordering::Relaxed).max(1);
+    share.clamp(1, MOST_OPEN as u64) as usize
+}
+
+impl Drop for InPlace {
+    fn drop(&mut self) {
+        VOLUMES.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl InPlace {
     pub(super) fn new(pages: Arc<Pages>) -> Arc<Self> {
+        VOLUMES.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             pages,
             slots: RwLock::default(),
             uses: AtomicU64::new(0),
-            most_open: most_open(),
             durability: OnceLock::new(),
         })
     }
@@ -221,7 +231,7 @@ impl InPlace {
 
     fn one_too_many(&self) -> Option<(u64, Arc<Opened>)> {
         let slots = self.slots();
-        if slots.len() < self.most_open {
+        if slots.len() < most_open() {
             return None;
         }
         let unused = slots.iter().filter_map(|(&shard, slot)| {
