@@ -13,7 +13,8 @@
 //! What an author writes is plain Rust: a type that implements [`Backend`], one for its opened
 //! objects that implements [`Object`] (or [`NoObject`]), a [`Description`], and one
 //! [`export_plugin!`]. The macro catches panics and turns them into errors, and answers what is
-//! ready at once without making a future.
+//! ready at once without making a future. Options that the description alone can't judge are judged by
+//! a `check` in it, before anything of a chain is opened.
 //!
 //! Rules that hold for every call:
 //!

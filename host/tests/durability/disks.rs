@@ -1,5 +1,6 @@
 //! Disks of our own: small ones, and ones that fail when they are told to.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -97,40 +98,22 @@ impl Drop for Fuse {
     }
 }
 
-/// An ext4 file system with an image of 8 MiB, on a disk that fails to order: a file served by
-/// nbdkit's error filter, seen through nbdfuse as a file, attached as a loop device.
-///
-/// Without a journal, so that one failed write of data is just that, and the file system goes on.
-pub(crate) struct FailingDisk {
-    mount: Option<Mount>,
+/// Whatever nbdkit serves, seen through nbdfuse as a file, attached as a loop device.
+pub(crate) struct FuseDevice {
     device: Loop,
     _fuse: Fuse,
     _fuse_process: Helper,
     _nbdkit: Helper,
-    dir: TempDir,
 }
 
-/// The image's length on a [`FailingDisk`].
-pub(crate) const IMAGE: usize = 8 << 20;
-
-impl FailingDisk {
-    /// Makes it with an image of these bytes, of which none is in memory.
-    pub(crate) fn new(bytes: &[u8]) -> Self {
-        let dir = tempdir().expect("a temporary folder");
-        let at = |name: &str| dir.path().join(name);
-        let disk = at("disk");
-        fs::File::create(&disk)
-            .and_then(|file| file.set_len(64 << 20))
-            .expect("a sparse file");
+impl FuseDevice {
+    /// Runs nbdkit with these words behind those on where it listens; all it needs is in `dir`.
+    pub(crate) fn new<S: AsRef<OsStr>>(dir: &Path, words: &[S]) -> Self {
+        let at = |name: &str| dir.join(name);
         let nbdkit = Command::new("nbdkit")
-            .args(["--foreground", "--exit-with-parent"])
-            .args(["--filter=error", "--unix"])
+            .args(["--foreground", "--exit-with-parent", "--unix"])
             .arg(at("nbdkit.sock"))
-            .arg("file")
-            .arg(&disk)
-            .args(["error=EIO", "error-pread-rate=1", "error-pwrite-rate=1"])
-            .arg(format!("error-pread-file={}", at("fail-read").display()))
-            .arg(format!("error-pwrite-file={}", at("fail-write").display()))
+            .args(words)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -149,8 +132,54 @@ impl FailingDisk {
         let fuse_process = Helper(fuse_process);
         let fuse = Fuse(at("fuse"));
         wait_for(&at("fuse/disk"));
-        let device = Loop::attach(&at("fuse/disk"));
-        let name = device.device().display().to_string();
+        Self {
+            device: Loop::attach(&at("fuse/disk")),
+            _fuse: fuse,
+            _fuse_process: fuse_process,
+            _nbdkit: nbdkit,
+        }
+    }
+
+    /// The device's name.
+    pub(crate) fn name(&self) -> String {
+        self.device.device().display().to_string()
+    }
+}
+
+/// An ext4 file system with an image of 8 MiB, on a disk that fails to order: a file served by
+/// nbdkit's error filter.
+///
+/// Without a journal, so that one failed write of data is just that, and the file system goes on.
+pub(crate) struct FailingDisk {
+    mount: Option<Mount>,
+    device: FuseDevice,
+    dir: TempDir,
+}
+
+/// The image's length on a [`FailingDisk`].
+pub(crate) const IMAGE: usize = 8 << 20;
+
+impl FailingDisk {
+    /// Makes it with an image of these bytes, of which none is in memory.
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        let dir = tempdir().expect("a temporary folder");
+        let at = |name: &str| dir.path().join(name);
+        let disk = at("disk");
+        fs::File::create(&disk)
+            .and_then(|file| file.set_len(64 << 20))
+            .expect("a sparse file");
+        let words = [
+            "--filter=error".to_owned(),
+            "file".to_owned(),
+            disk.display().to_string(),
+            "error=EIO".to_owned(),
+            "error-pread-rate=1".to_owned(),
+            "error-pwrite-rate=1".to_owned(),
+            format!("error-pread-file={}", at("fail-read").display()),
+            format!("error-pwrite-file={}", at("fail-write").display()),
+        ];
+        let device = FuseDevice::new(dir.path(), &words);
+        let name = device.name();
         run(
             "mke2fs",
             &["-q", "-F", "-t", "ext4", "-O", "^has_journal", &name],
@@ -158,9 +187,6 @@ impl FailingDisk {
         let mut failing = Self {
             mount: None,
             device,
-            _fuse: fuse,
-            _fuse_process: fuse_process,
-            _nbdkit: nbdkit,
             dir,
         };
         failing.mount();
@@ -170,7 +196,7 @@ impl FailingDisk {
     }
 
     fn mount(&mut self) {
-        let device = self.device.device().display().to_string();
+        let device = self.device.name();
         let words = ["-t", "ext4", "-o", "noatime,errors=continue", &device];
         self.mount = Some(Mount::new(&words, &self.dir.path().join("mount")));
     }

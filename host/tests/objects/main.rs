@@ -7,6 +7,11 @@
 
 #[path = "../common/client/mod.rs"]
 mod client;
+#[path = "../common/disk.rs"]
+mod disk;
+#[path = "../durability/disks.rs"]
+#[allow(dead_code)]
+mod disks;
 #[path = "../common/load.rs"]
 mod load;
 #[path = "../common/model.rs"]
@@ -21,6 +26,9 @@ mod server;
 #[path = "../common/tools.rs"]
 #[allow(dead_code)]
 mod tools;
+#[path = "../common/trace.rs"]
+#[allow(dead_code)]
+mod trace;
 #[path = "../common/virtual_machine.rs"]
 mod virtual_machine;
 
@@ -37,10 +45,12 @@ mod journal_owners;
 mod journal_store;
 mod kill;
 mod kill_points;
+mod machine;
 mod memory;
 mod mission;
 mod owners;
 mod places;
+mod power;
 mod probe;
 mod random;
 mod stop;

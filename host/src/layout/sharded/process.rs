@@ -12,8 +12,30 @@ use super::owner::{Life, Process};
 use super::uuid::Uuid;
 use crate::error::{Error, Result};
 
-/// When process `pid` started, in clock ticks since the boot (proc_pid_stat(5), field 22); `None`
-/// if there is no such process, or a dead one that nobody has waited for.
+/// What the clock since the boot is ahead by in this process's time name space, in clock ticks
+/// (time_namespaces(7)); /proc tells times by it.
+fn boot_clock_ahead_ticks() -> i64 {
+    static AHEAD: OnceLock<i64> = OnceLock::new();
+    *AHEAD.get_or_init(|| {
+        let offsets = fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+        ahead_ticks(&offsets).unwrap_or(0)
+    })
+}
+
+/// The line of the boot clock: its name or number, seconds, nanoseconds.
+fn ahead_ticks(offsets: &str) -> Option<i64> {
+    let mut lines = offsets.lines().map(str::split_ascii_whitespace);
+    let mut fields =
+        lines.find_map(|mut fields| (fields.next()? == "boottime").then_some(fields))?;
+    let seconds: i64 = fields.next()?.parse().ok()?;
+    let nanos: i64 = fields.next()?.parse().ok()?;
+    let per_second = i64::try_from(rustix::param::clock_ticks_per_second()).ok()?;
+    let part = nanos.checked_mul(per_second)? / 1_000_000_000;
+    seconds.checked_mul(per_second)?.checked_add(part)
+}
+
+/// When process `pid` started, in clock ticks since the machine's boot (proc_pid_stat(5), field 22);
+/// `None` if there is no such process, or a dead one that nobody has waited for.
 fn started_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, also parentheses.
@@ -22,7 +44,8 @@ fn started_ticks(pid: u32) -> Option<u64> {
     if matches!(state, "Z" | "X") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    let told: u64 = fields.nth(18)?.parse().ok()?;
+    Some(told.saturating_add_signed(-boot_clock_ahead_ticks()))
 }
 
 /// What can be seen of process `pid`. What /proc does not show may be another user's, where it is
@@ -90,6 +113,27 @@ pub(super) fn now_s() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn f28_the_offset_of_a_time_name_space_is_read_in_ticks() {
+        let ticks = rustix::param::clock_ticks_per_second() as i64;
+        for (text, expected) in [
+            (
+                "monotonic           0         0\nboottime         3600         0\n",
+                Some(3600 * ticks),
+            ),
+            (
+                "monotonic 5 0\nboottime -2 500000000\n",
+                Some(-2 * ticks + ticks / 2),
+            ),
+            ("monotonic 5 0\n", None),
+            ("boottime x 0\n", None),
+            ("boottime 9223372036854775807 0\n", None),
+            ("", None),
+        ] {
+            assert_eq!(ahead_ticks(text), expected, "{text:?}");
+        }
+    }
 
     #[test]
     fn c17_a_process_is_known_while_it_lives() {
