@@ -131,14 +131,6 @@ fn a_wrong_command_line_is_one_line_that_names_the_help() {
             "serve --export a raw file:x --listen unix:",
             &["needs a path"],
         ),
-        (
-            "serve --export a sharded file:x --no-journal --journal-size 1Gi",
-            &["--journal-size", "--no-journal"],
-        ),
-        (
-            "serve --export a sharded file:x --no-journal --journal-moved",
-            &["--journal-moved", "--no-journal"],
-        ),
         ("plugins remove", &["'remove'", "plugins --help"]),
         ("--log loud plugins", &["error, warn, info, debug, trace"]),
         (
@@ -205,6 +197,14 @@ fn what_is_wrong_in_the_command_line_alone_is_2_and_nothing_is_opened() {
         (
             "serve --export a raw file:disk.img --export b sharded file:v/?way=hole",
             &["option way"],
+        ),
+        (
+            "serve --export a sharded file:x --no-journal --journal-size 1Gi",
+            &["--journal-size", "--no-journal"],
+        ),
+        (
+            "serve --export a sharded file:x --no-journal --journal-moved",
+            &["--journal-moved", "--no-journal"],
         ),
     ] {
         stage.type_in(line).refused(2, words);

@@ -110,8 +110,8 @@ impl Recorder {
             data.read_exact_at(&mut bytes, *at).expect("the data");
             for (number, sector) in bytes.chunks(SECTOR).enumerate() {
                 // Whole writes mostly, and some of them torn.
-                let torn = *when > covered && rng.next() % 4 == 0;
-                let lost = *when > covered && number == 0 && rng.next() % 2 == 0;
+                let torn = *when > covered && rng.next().is_multiple_of(4);
+                let lost = *when > covered && number == 0 && rng.next().is_multiple_of(2);
                 if lost {
                     break;
                 }
@@ -140,7 +140,7 @@ fn load(recorder: &Recorder, client: &mut Client, rng: &mut Rng, count: usize) -
     for number in 0..count {
         let sent = recorder.moment();
         let dice = rng.next();
-        let write = (dice % 6 != 0).then_some((
+        let write = (!dice.is_multiple_of(6)).then_some((
             (dice >> 32) as usize % UNITS,
             // Never the byte that this unit had last.
             (number % 250) as u8 + 1,
