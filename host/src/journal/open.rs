@@ -152,11 +152,12 @@ impl Site {
         let site = directory
             .ok_or_else(unknown)
             .and_then(|path| Self::at(&path));
-        if let Err(error) = &site {
-            tracing::warn!("no journal, every write goes to the store before its answer: {error}");
-        }
-        Ok(site.ok())
+        Ok(site.inspect_err(warn_of_none).ok())
     }
+}
+
+fn warn_of_none(why: &Error) {
+    tracing::warn!("no journal, every write goes to the store before its answer: {why}");
 }
 
 /// Puts a journal before a volume, if it is open to write and its writes are worth gathering. The
@@ -174,7 +175,14 @@ pub async fn open(volume: Arc<dyn Layout>, how: &How) -> Result<Arc<dyn Layout>>
         return Ok(volume);
     };
     let opened = match Site::of(&how.place) {
-        Ok(Some(site)) => open_at(&volume, ledger, how, &site).await.map(Some),
+        Ok(Some(site)) => match open_at(&volume, ledger.clone(), how, &site).await {
+            // A place that nobody chose, and no room there.
+            Err(full) if full.kind == Kind::NoSpace && how.place == Place::Default => {
+                warn_of_none(&full);
+                without(&*ledger, how).await.map(|()| None)
+            }
+            opened => opened.map(Some),
+        },
         Ok(None) => without(&*ledger, how).await.map(|()| None),
         Err(error) => Err(error),
     };

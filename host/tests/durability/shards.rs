@@ -382,6 +382,33 @@ fn f13_in_a_directory_that_turned_read_only_no_flush_is_a_lie() {
     }
 }
 
+/// Found by a user: the server did not start.
+#[test]
+fn c12_without_room_in_the_state_directory_writes_go_through() {
+    if !present_as_root(&SMALL_DISK) {
+        return;
+    }
+    let disk = SmallDisk::new();
+    let elsewhere = tempdir().expect("a temporary folder");
+    let volume = Volume::new(elsewhere.path().join("chunks"), "?way=whole", 64);
+    fs::create_dir(disk.path("state")).expect("a directory");
+    disk.fill("all of it");
+    let no_words: [&str; 0] = [];
+    let socket = volume.sockets.path().join("sock");
+    let mut serve = Serve::gathering("disk", &volume.location(), &no_words).unix(&socket);
+    let state = format!("STATE_DIRECTORY={}", disk.path("state").display());
+    serve.before = ["env".to_owned(), state].map(Into::into).to_vec();
+    let mut server = serve.start();
+    assert!(server.log().contains("no journal"), "{}", server.log());
+    let mut client = Client::unix(&server);
+    assert_eq!(client.write(0, at(3), &[7; 4096]), 0);
+    server.signal(Signal::KILL);
+    server.wait(Duration::from_secs(10)).expect("it is killed");
+    let server = volume.serve().start();
+    assert_eq!(Client::unix(&server).read(at(3), 4096), Ok(vec![7; 4096]));
+    server.stop();
+}
+
 /// Thaws whatever becomes of the test, for a frozen file system can't be unmounted.
 struct Frozen(PathBuf);
 
