@@ -83,6 +83,7 @@ pub mod conformance;
 mod error;
 mod export;
 mod host;
+mod link;
 mod log_forward;
 mod next;
 pub mod options;
@@ -99,6 +100,7 @@ pub use error::{Error, Kind, Result};
 pub use export::{check_guarded, describe_guarded, open_guarded};
 pub use export::{export_backend, export_object};
 pub use host::Host;
+pub use link::known_flags;
 pub use next::{Next, NextObject};
 pub use types::{
     Body, Capabilities, CapabilityFlags, Condition, Data, Description, Extent, ExtentFlags,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use nbd_rs_plugin::{
-    Backend, Body, Capabilities, CapabilityFlags, Condition, Error, GetFlags, Got, Host, Kind,
-    Meta, Next, ObjectFlags, ObjectMode, OpenRequest, Page, Put, Range, Result,
+    known_flags, Backend, Body, Capabilities, Condition, Error, GetFlags, Got, Host, Kind, Meta,
+    Next, ObjectFlags, ObjectMode, OpenRequest, Page, Put, Range, Result,
 };
 
 use crate::config::Config;
@@ -22,11 +22,10 @@ impl Cache {
     ///
     /// # Errors
     /// What is wrong with an option; that nothing stands behind it.
-    pub async fn open(host: Host, request: OpenRequest) -> Result<Self> {
+    pub async fn open(host: Host, mut request: OpenRequest) -> Result<Self> {
         let config = Config::new(&request.options)?;
-        let inner = request.inner.into_option();
-        let inner = inner.ok_or_else(|| Error::new(Kind::Invalid, "cache is a link"))?;
-        Self::new(host, config, inner.into(), &request.target).await
+        let inner = request.take_inner()?;
+        Self::new(host, config, inner, &request.target).await
     }
 
     /// A link before `inner`. `store` tells its objects from those of other stores, on disk.
@@ -70,33 +69,14 @@ fn or_without<T>(opened: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Those of the inner one, less what this version does not know. Nothing is promised that is not
-/// kept behind: writes go through, and a read after one of ours gives that write.
-pub(crate) fn pass_on(inner: Capabilities) -> Capabilities {
-    Capabilities {
-        flags: CapabilityFlags(inner.flags.0 & CapabilityFlags::KNOWN.0),
-        max_object_bytes: inner.max_object_bytes,
-        preferred_io_bytes: inner.preferred_io_bytes,
-        min_io_bytes: inner.min_io_bytes,
-        atomic_unit_bytes: inner.atomic_unit_bytes,
-        ..Capabilities::new(CapabilityFlags::NONE)
-    }
-}
-
-/// Refuses flags of later versions: what they ask for can't be promised here.
-pub(crate) fn known(unknown_bits: u64) -> Result<()> {
-    match unknown_bits {
-        0 => Ok(()),
-        bits => Err(Error::unsupported(&format!("flag {bits:#x}"))),
-    }
-}
-
 #[deny(clippy::missing_trait_methods)]
 impl Backend for Cache {
     type Object = CachedObject;
 
     fn capabilities(&self) -> Capabilities {
-        pass_on(self.0.inner.capabilities())
+        // Nothing is promised that is not kept behind: writes go through, and a read after one of
+        // ours gives that write.
+        self.0.inner.capabilities().passed_on()
     }
 
     fn try_get(&self, key: &str, range: Range, flags: GetFlags) -> Option<Result<Got>> {
@@ -107,7 +87,7 @@ impl Backend for Cache {
     }
 
     async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         match flags.has(GetFlags::FRESH) {
             true => self.0.ask(key, range, flags).await,
             false => self.0.read(key, range, flags).await,
@@ -125,7 +105,7 @@ impl Backend for Cache {
     }
 
     async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         let held = self.0.index.lookup(key);
         let held = held.as_ref().and_then(|object| object.version.get());
         match held {
@@ -168,7 +148,7 @@ impl Backend for Cache {
     }
 
     async fn open_object(&self, key: &str, mode: ObjectMode) -> Result<CachedObject> {
-        known(mode.flags.unknown().0)?;
+        known_flags(mode.flags.unknown().0)?;
         let changes = ObjectFlags::WRITE | ObjectFlags::CREATE | ObjectFlags::TRUNCATE;
         let change = (mode.flags.0 & changes.0 != 0).then(|| self.0.change(key));
         match self.0.inner.open_object(key, mode).await {

@@ -4,10 +4,10 @@
 use std::sync::{Mutex, PoisonError};
 
 use nbd_rs_plugin::{
-    Body, Capabilities, Data, Extent, NextObject, Object, ReadFlags, Result, WriteFlags, ZeroFlags,
+    known_flags, Body, Capabilities, Data, Extent, NextObject, Object, ReadFlags, Result,
+    WriteFlags, ZeroFlags,
 };
 
-use crate::backend::{known, pass_on};
 use crate::shared::Changing;
 
 /// An opened object behind the link. As long as it may be written, its name is not answered from
@@ -41,7 +41,7 @@ impl Drop for CachedObject {
 #[deny(clippy::missing_trait_methods)]
 impl Object for CachedObject {
     fn capabilities(&self) -> Capabilities {
-        pass_on(self.inner.capabilities())
+        self.inner.capabilities().passed_on()
     }
 
     async fn size(&self) -> Result<u64> {
@@ -49,19 +49,19 @@ impl Object for CachedObject {
     }
 
     fn try_read(&self, offset: u64, len: u64, flags: ReadFlags) -> Option<Result<Data>> {
-        if let Err(error) = known(flags.unknown().0) {
+        if let Err(error) = known_flags(flags.unknown().0) {
             return Some(Err(error));
         }
         self.inner.start_read(offset, len, flags).now().ok()
     }
 
     async fn read(&self, offset: u64, len: u64, flags: ReadFlags) -> Result<Data> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         self.inner.read(offset, len, flags).await
     }
 
     fn try_write(&self, offset: u64, body: &Body, flags: WriteFlags) -> Option<Result<()>> {
-        if let Err(error) = known(flags.unknown().0) {
+        if let Err(error) = known_flags(flags.unknown().0) {
             return Some(Err(error));
         }
         let started = self.inner.start_write(offset, body.clone(), flags);
@@ -69,19 +69,19 @@ impl Object for CachedObject {
     }
 
     async fn write(&self, offset: u64, body: Body, flags: WriteFlags) -> Result<()> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         self.inner.write(offset, body, flags).await
     }
 
     fn try_zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Option<Result<()>> {
-        if let Err(error) = known(flags.unknown().0) {
+        if let Err(error) = known_flags(flags.unknown().0) {
             return Some(Err(error));
         }
         self.inner.start_zero(offset, len, flags).now().ok()
     }
 
     async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         self.inner.zero(offset, len, flags).await
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use nbd_rs_plugin::{
-    Backend, Body, Capabilities, CapabilityFlags, Condition, Error, GetFlags, Got, Host, Kind,
-    Meta, Next, ObjectFlags, ObjectMode, OpenRequest, Page, Put, Range, Result,
+    known_flags, Backend, Body, Capabilities, Condition, GetFlags, Got, Host, Meta, Next,
+    ObjectFlags, ObjectMode, OpenRequest, Page, Put, Range, Result,
 };
 
 use crate::config;
@@ -27,11 +27,10 @@ impl Retry {
     ///
     /// # Errors
     /// What is wrong with an option; that nothing stands behind it.
-    pub async fn open(host: Host, request: OpenRequest) -> Result<Self> {
+    pub async fn open(host: Host, mut request: OpenRequest) -> Result<Self> {
         let policy = config::policy(&request.options)?;
-        let inner = request.inner.into_option();
-        let inner = inner.ok_or_else(|| Error::new(Kind::Invalid, "retry is a link"))?;
-        Ok(Self::new(Link::new(host, policy), inner.into()))
+        let inner = request.take_inner()?;
+        Ok(Self::new(Link::new(host, policy), inner))
     }
 
     /// A link before `inner`.
@@ -43,27 +42,6 @@ impl Retry {
     /// What all its calls share.
     pub fn link(&self) -> &Link {
         &self.link
-    }
-}
-
-/// Those of the inner one, less what this version does not know: everything passes through, and
-/// a repeated call keeps the promise of a single one.
-pub(crate) fn pass_on(inner: Capabilities) -> Capabilities {
-    Capabilities {
-        flags: CapabilityFlags(inner.flags.0 & CapabilityFlags::KNOWN.0),
-        max_object_bytes: inner.max_object_bytes,
-        preferred_io_bytes: inner.preferred_io_bytes,
-        min_io_bytes: inner.min_io_bytes,
-        atomic_unit_bytes: inner.atomic_unit_bytes,
-        ..Capabilities::new(CapabilityFlags::NONE)
-    }
-}
-
-/// Refuses flags of later versions: what they ask for can't be promised here.
-pub(crate) fn known(unknown_bits: u64) -> Result<()> {
-    match unknown_bits {
-        0 => Ok(()),
-        bits => Err(Error::unsupported(&format!("flag {bits:#x}"))),
     }
 }
 
@@ -80,11 +58,12 @@ impl Backend for Retry {
     type Object = RetryObject;
 
     fn capabilities(&self) -> Capabilities {
-        pass_on(self.inner.capabilities())
+        // A repeated call keeps the promise of a single one.
+        self.inner.capabilities().passed_on()
     }
 
     fn try_get(&self, key: &str, range: Range, flags: GetFlags) -> Option<Result<Got>> {
-        if let Err(error) = known(flags.unknown().0) {
+        if let Err(error) = known_flags(flags.unknown().0) {
             return Some(Err(error));
         }
         match self.inner.try_get(key, range, flags)? {
@@ -94,7 +73,7 @@ impl Backend for Retry {
     }
 
     async fn get(&self, key: &str, range: Range, flags: GetFlags) -> Result<Got> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         let call = call("get", key, Class::Read);
         let attempt = || self.inner.get(key, range, flags);
         self.link.repeat(call, attempt).await
@@ -111,7 +90,7 @@ impl Backend for Retry {
     }
 
     async fn head(&self, key: &str, flags: GetFlags) -> Result<Meta> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         let call = call("head", key, Class::Read);
         self.link.repeat(call, || self.inner.head(key, flags)).await
     }
@@ -133,7 +112,7 @@ impl Backend for Retry {
     }
 
     async fn open_object(&self, key: &str, mode: ObjectMode) -> Result<RetryObject> {
-        known(mode.flags.unknown().0)?;
+        known_flags(mode.flags.unknown().0)?;
         // If the first attempt came through after all, the second would meet its lock or its file.
         let once = ObjectFlags::CREATE_NEW | ObjectFlags::LOCK;
         let class = match mode.flags.0 & once.0 {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use nbd_rs_plugin::{
-    Body, Capabilities, Data, Extent, NextObject, Object, ReadFlags, Result, WriteFlags, ZeroFlags,
+    known_flags, Body, Capabilities, Data, Extent, NextObject, Object, ReadFlags, Result,
+    WriteFlags, ZeroFlags,
 };
 
-use crate::backend::{known, pass_on};
 use crate::link::{Call, Link};
 use crate::policy::{repeatable, Class};
 
@@ -48,7 +48,7 @@ fn settled<T>(class: Class, answer: Result<T>) -> Option<Result<T>> {
 #[deny(clippy::missing_trait_methods)]
 impl Object for RetryObject {
     fn capabilities(&self) -> Capabilities {
-        pass_on(self.inner.capabilities())
+        self.inner.capabilities().passed_on()
     }
 
     async fn size(&self) -> Result<u64> {
@@ -57,7 +57,7 @@ impl Object for RetryObject {
     }
 
     fn try_read(&self, offset: u64, len: u64, flags: ReadFlags) -> Option<Result<Data>> {
-        if let Err(error) = known(flags.unknown().0) {
+        if let Err(error) = known_flags(flags.unknown().0) {
             return Some(Err(error));
         }
         let started = self.inner.start_read(offset, len, flags);
@@ -65,14 +65,14 @@ impl Object for RetryObject {
     }
 
     async fn read(&self, offset: u64, len: u64, flags: ReadFlags) -> Result<Data> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         let call = self.call("read", Class::Read);
         let attempt = || self.inner.read(offset, len, flags);
         self.link.repeat(call, attempt).await
     }
 
     fn try_write(&self, offset: u64, body: &Body, flags: WriteFlags) -> Option<Result<()>> {
-        if let Err(error) = known(flags.unknown().0) {
+        if let Err(error) = known_flags(flags.unknown().0) {
             return Some(Err(error));
         }
         let started = self.inner.start_write(offset, body.clone(), flags);
@@ -80,14 +80,14 @@ impl Object for RetryObject {
     }
 
     async fn write(&self, offset: u64, body: Body, flags: WriteFlags) -> Result<()> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         let call = self.call("write", Class::Idempotent);
         let attempt = || self.inner.write(offset, body.clone(), flags);
         self.link.repeat(call, attempt).await
     }
 
     fn try_zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Option<Result<()>> {
-        if let Err(error) = known(flags.unknown().0) {
+        if let Err(error) = known_flags(flags.unknown().0) {
             return Some(Err(error));
         }
         let started = self.inner.start_zero(offset, len, flags);
@@ -95,7 +95,7 @@ impl Object for RetryObject {
     }
 
     async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        known(flags.unknown().0)?;
+        known_flags(flags.unknown().0)?;
         let call = self.call("zero", Class::Idempotent);
         let attempt = || self.inner.zero(offset, len, flags);
         self.link.repeat(call, attempt).await
