@@ -27,7 +27,7 @@ const UNSAFE: [&str; 7] = [
 ];
 
 /// Files and directories that know no socket, file, clock or waiting.
-const PURE: [&str; 30] = [
+const PURE: [&str; 34] = [
     "commit-log/src/",
     "host/src/nbd/wire/",
     "host/src/nbd/validate.rs",
@@ -55,7 +55,11 @@ const PURE: [&str; 30] = [
     "plugins/cache/src/disk/record.rs",
     "plugins/cache/src/grid.rs",
     "plugins/cache/src/pattern.rs",
+    "plugins/fault/src/config.rs",
+    "plugins/fault/src/plan.rs",
     "plugins/file/src/config.rs",
+    "plugins/log/src/config.rs",
+    "plugins/mem/src/config.rs",
     "plugins/retry/src/config.rs",
     "plugins/retry/src/policy.rs",
 ];
