@@ -1,10 +1,9 @@
 //! What holds for every call: nothing starts before the first poll, reads may be dropped, many run
 //! at once.
 
-use std::future::Future;
-use std::task::{Context, Waker};
-
-use super::check::{body, bytes_of, fails, same, together, Checked, Doing};
+use super::check::{
+    body, bytes_of, dropped_at_every_await, ensure, fails, same, together, Checked, Doing,
+};
 use super::Subject;
 use crate::{Condition, GetFlags, Kind, Range, Started};
 
@@ -45,28 +44,35 @@ pub(super) async fn dropped_reads(subject: &mut Subject<'_>) -> Checked {
     let key = subject.key("dropped");
     subject.put(&key, &bytes).await?;
     let raw = subject.next.clone().into_raw();
-    for _ in 0..30 {
-        for polls in 0..3 {
-            let started = raw.get(key.as_str().into(), Range::ALL, GetFlags::NONE);
-            poll_some(started, polls);
-            poll_some(raw.head(key.as_str().into(), GetFlags::NONE), polls);
-            poll_some(raw.list(subject.prefix.as_str().into(), None.into()), polls);
-        }
+    let (prefix, key) = (subject.prefix.as_str(), key.as_str());
+    for flags in [GetFlags::NONE, GetFlags::FRESH, GetFlags::WANT_META] {
+        dropped_at_every_await(|| raw.get(key.into(), Range::ALL, flags)).await?;
+        dropped_at_every_await(|| raw.head(key.into(), flags)).await?;
+        subject.holds(key, &bytes).await?;
     }
-    subject.holds(&key, &bytes).await
+    dropped_at_every_await(|| raw.list(prefix.into(), None.into())).await?;
+    subject.holds(key, &bytes).await
 }
 
-/// Polls a few times, then drops.
-fn poll_some<T>(started: Started<'_, T>, polls: usize) {
-    let Started::Pending(mut future) = started else {
-        return;
-    };
-    let mut cx = Context::from_waker(Waker::noop());
-    for _ in 0..polls {
-        if std::pin::Pin::new(&mut future).poll(&mut cx).is_ready() {
-            return;
-        }
-    }
+pub(super) async fn capabilities(subject: &mut Subject<'_>) -> Checked {
+    let said = subject.capabilities;
+    ensure!(
+        subject.next.capabilities() == said,
+        "first {said:?}, then {:?}",
+        subject.next.capabilities()
+    );
+    let powers = [said.min_io_bytes, said.atomic_unit_bytes];
+    ensure!(
+        powers
+            .iter()
+            .all(|size| *size == 0 || size.is_power_of_two()),
+        "no powers of two: {said:?}"
+    );
+    ensure!(
+        said.preferred_io_bytes == 0 || said.preferred_io_bytes >= said.min_io_bytes,
+        "less is preferred than may be: {said:?}"
+    );
+    Ok(())
 }
 
 pub(super) async fn at_once(subject: &mut Subject<'_>) -> Checked {

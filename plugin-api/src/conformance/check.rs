@@ -5,7 +5,9 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use super::Subject;
-use crate::{Body, Bytes, Condition, Data, Error, GetFlags, Kind, Piece, Put, Range, Result};
+use crate::{
+    Body, Bytes, Condition, Data, Error, GetFlags, Kind, Piece, Put, Range, Result, Started,
+};
 
 /// The result of a check: what was seen instead.
 pub(super) type Checked = std::result::Result<(), String>;
@@ -105,6 +107,44 @@ impl Subject<'_> {
     pub(super) fn noise(&self, salt: u64) -> Noise {
         Noise(self.options.seed ^ salt.wrapping_mul(0x5851_f42d_4c95_7f2d))
     }
+}
+
+/// More awaits than this in one call are not looked at.
+const MOST_AWAITS: usize = 40;
+
+/// Makes a call again and again, and drops it one await later each time, until it is answered.
+pub(super) async fn dropped_at_every_await<'a, T>(call: impl Fn() -> Started<'a, T>) -> Checked {
+    for polls in 0..MOST_AWAITS {
+        match call() {
+            Started::Ready(answer) => {
+                return answer.into_result().map(drop).doing("answered at once");
+            }
+            Started::Pending(mut future) => {
+                if let Some(answer) = polled(&mut future, polls).await {
+                    let answer = answer.into_result().map(drop);
+                    return answer.doing(format_args!("dropped {polls} times, then"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Polls a future so many times, each time when it asks for it: its answer, if it came.
+async fn polled<F: Future + Unpin>(future: &mut F, polls: usize) -> Option<F::Output> {
+    let mut left = polls;
+    std::future::poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match Pin::new(&mut *future).poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Removes what a check has left.

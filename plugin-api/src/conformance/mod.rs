@@ -17,6 +17,7 @@ mod calls;
 mod check;
 pub mod host;
 mod list;
+pub mod memory;
 mod object;
 mod put;
 mod read;
@@ -40,6 +41,8 @@ pub struct Options {
     /// How often eight writers race for one object, under a condition that one of them can meet.
     /// Some servers let them in one by one, a second apart.
     pub race_rounds: u8,
+    /// The names of the checks to run ([`CHECKS`]); if there is none, all are run.
+    pub only: Vec<String>,
 }
 
 impl Options {
@@ -52,6 +55,7 @@ impl Options {
             many_objects: 1050,
             script_steps: 400,
             race_rounds: 10,
+            only: Vec::new(),
         }
     }
 
@@ -144,17 +148,33 @@ struct Subject<'a> {
 struct Needs {
     flags: CapabilityFlags,
     named: bool,
+    single: bool,
 }
 
 const fn named(flags: CapabilityFlags) -> Needs {
-    Needs { flags, named: true }
+    Needs {
+        named: true,
+        ..any(flags)
+    }
+}
+
+const fn single(flags: CapabilityFlags) -> Needs {
+    Needs {
+        single: true,
+        ..any(flags)
+    }
+}
+
+const fn any(flags: CapabilityFlags) -> Needs {
+    Needs {
+        flags,
+        named: false,
+        single: false,
+    }
 }
 
 const fn opened(flags: CapabilityFlags) -> Needs {
-    Needs {
-        flags: flags.with(CapabilityFlags::IN_PLACE),
-        named: false,
-    }
+    any(flags.with(CapabilityFlags::IN_PLACE))
 }
 
 impl Needs {
@@ -162,28 +182,41 @@ impl Needs {
         if self.named && subject.options.single {
             return Some("the store is one object".to_owned());
         }
+        if self.single && !subject.options.single {
+            return Some("the store is many objects".to_owned());
+        }
         let missing = self.flags.without(subject.capabilities.flags);
         (!missing.is_empty()).then(|| format!("not offered: {missing:?}"))
     }
 }
 
-/// Runs the checks one after the other.
+/// What is checked: the table of promises, and the function that goes through it.
 macro_rules! checks {
-    ($run:ident; $($needs:expr => $module:ident::$check:ident, $promise:literal;)*) => {
-        $(
-            let mut subject = $run.subject(stringify!($check));
-            let outcome = match $needs.missing(&subject) {
-                Some(why) => Outcome::Skipped(why),
-                None => match $module::$check(&mut subject).await {
-                    Ok(()) => Outcome::Passed,
-                    Err(why) => Outcome::Failed(why),
-                },
-            };
-            if outcome == Outcome::Passed && !subject.options.single {
-                check::clean(&subject).await;
+    ($($needs:expr => $module:ident::$check:ident, $promise:literal;)*) => {
+        /// The name of every check, and what a backend promises there.
+        pub const CHECKS: &[(&str, &str)] = &[$((stringify!($check), $promise),)*];
+
+        impl Run<'_> {
+            async fn all(&mut self) {
+                use CapabilityFlags as C;
+                $(
+                    if self.wants(stringify!($check)) {
+                        let mut subject = self.subject(stringify!($check));
+                        let outcome = match $needs.missing(&subject) {
+                            Some(why) => Outcome::Skipped(why),
+                            None => match $module::$check(&mut subject).await {
+                                Ok(()) => Outcome::Passed,
+                                Err(why) => Outcome::Failed(why),
+                            },
+                        };
+                        if outcome == Outcome::Passed && !subject.options.single {
+                            check::clean(&subject).await;
+                        }
+                        self.checks.push(Check { name: stringify!($check), promise: $promise, outcome });
+                    }
+                )*
             }
-            $run.checks.push(Check { name: stringify!($check), promise: $promise, outcome });
-        )*
+        }
     };
 }
 
@@ -194,6 +227,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn wants(&self, check: &str) -> bool {
+        let only = &self.options.only;
+        only.is_empty() || only.iter().any(|wanted| wanted == check)
+    }
+
     fn subject(&self, check: &str) -> Subject<'_> {
         Subject {
             next: self.next.clone(),
@@ -204,47 +242,52 @@ impl Run<'_> {
     }
 }
 
-/// Runs every check that the backend's capabilities ask for.
+checks! {
+    any(C::NONE) => calls::capabilities, "capabilities stay the same, and do not contradict each other";
+    named(C::WRITABLE) => read::what_was_put_is_read, "get and head give what put stored";
+    named(C::WRITABLE) => read::ranges, "a range inside the object gives just that; one outside is Invalid";
+    named(C::NONE) => read::missing_objects, "get and head of what is not there are NotFound";
+    named(C::WRITABLE) => read::meta_goes_with_the_data, "WANT_META gives name, size and ETag of what was read";
+    named(C::WRITABLE) => read::etags_change, "another content has another ETag";
+    named(C::WRITABLE | C::STRONG_READ_AFTER_WRITE) => read::overwrites_are_seen_at_once, "a read after an acknowledged put gives it";
+    named(C::WRITABLE) => read::fresh_is_obeyed, "FRESH reads what the store has";
+    named(C::WRITABLE) => put::many_pieces, "a body of many pieces is stored in order";
+    named(C::WRITABLE) => put::names, "names are any UTF-8 of up to 1024 bytes, and kept apart";
+    named(C::WRITABLE) => put::replaced_whole, "readers see the old object or the new one";
+    named(C::WRITABLE | C::IF_ABSENT) => put::if_absent, "IfAbsent stores once, then Exists";
+    named(C::WRITABLE | C::IF_ABSENT) => put::one_creator_wins, "of eight creators at once just one succeeds";
+    named(C::WRITABLE | C::IF_MATCH) => put::if_match, "IfMatch with a stale ETag is Precondition and changes nothing";
+    named(C::WRITABLE | C::IF_MATCH) => put::one_updater_wins, "of eight updates of one ETag just one succeeds";
+    named(C::WRITABLE) => list::deletes, "delete answers for each key, missing ones too, and they are gone";
+    named(C::WRITABLE) => list::deletes_beside_puts, "a delete takes nothing along that is put meanwhile";
+    named(C::WRITABLE) => list::order, "names are listed in byte order, below a prefix, behind a name";
+    named(C::WRITABLE) => list::pages, "pages come without gaps or repetitions, and end";
+    named(C::NONE) => list::nothing, "a prefix that no name has lists nothing";
+    named(C::WRITABLE) => calls::flush, "flush answers after puts and deletes";
+    named(C::WRITABLE) => calls::not_polled, "a call that was never polled has no effect";
+    named(C::WRITABLE) => calls::dropped_reads, "a read may be dropped at every await";
+    named(C::WRITABLE) => calls::at_once, "many calls at once are each answered rightly";
+    named(C::IN_PLACE) => object::missing, "opening what is not there is NotFound";
+    opened(C::WRITABLE) => object::modes, "CREATE, CREATE_NEW and TRUNCATE do what they say";
+    opened(C::WRITABLE) => object::locks, "LOCK keeps a second one out until close";
+    opened(C::WRITABLE) => object::read_only, "an object opened without WRITE is not changed";
+    opened(C::WRITABLE) => object::script, "reads, writes, zeros, extents and sizes are those of plain memory";
+    opened(C::WRITABLE) => object::writes_at_once, "writes beside each other at once are all kept";
+    opened(C::WRITABLE) => object::write_not_polled, "a write that was never polled has no effect";
+    single(C::IN_PLACE) => object::reads_agree, "what reads alone gives the same again, and parts are those of the whole";
+    opened(C::WRITABLE) => object::dropped_object_reads, "a read in place may be dropped at every await";
+    opened(C::WRITABLE | C::FAST_ZERO) => object::fast_zero, "FAST succeeds where FAST_ZERO is offered";
+    named(C::WRITABLE | C::IN_PLACE) => object::seen_by_name, "what was written in place is read by name";
+}
+
+/// Runs every check that is asked for and that the backend's capabilities ask for.
 pub async fn run(next: Next, options: &Options) -> Report {
-    use CapabilityFlags as C;
     let mut run = Run {
         next,
         options,
         checks: Vec::new(),
     };
-    checks! { run;
-        named(C::WRITABLE) => read::what_was_put_is_read, "get and head give what put stored";
-        named(C::WRITABLE) => read::ranges, "a range inside the object gives just that; one outside is Invalid";
-        named(C::NONE) => read::missing_objects, "get and head of what is not there are NotFound";
-        named(C::WRITABLE) => read::meta_goes_with_the_data, "WANT_META gives name, size and ETag of what was read";
-        named(C::WRITABLE) => read::etags_change, "another content has another ETag";
-        named(C::WRITABLE | C::STRONG_READ_AFTER_WRITE) => read::overwrites_are_seen_at_once, "a read after an acknowledged put gives it";
-        named(C::WRITABLE) => read::fresh_is_obeyed, "FRESH reads what the store has";
-        named(C::WRITABLE) => put::many_pieces, "a body of many pieces is stored in order";
-        named(C::WRITABLE) => put::names, "names are any UTF-8 of up to 1024 bytes, and kept apart";
-        named(C::WRITABLE) => put::replaced_whole, "readers see the old object or the new one";
-        named(C::WRITABLE | C::IF_ABSENT) => put::if_absent, "IfAbsent stores once, then Exists";
-        named(C::WRITABLE | C::IF_ABSENT) => put::one_creator_wins, "of eight creators at once just one succeeds";
-        named(C::WRITABLE | C::IF_MATCH) => put::if_match, "IfMatch with a stale ETag is Precondition and changes nothing";
-        named(C::WRITABLE | C::IF_MATCH) => put::one_updater_wins, "of eight updates of one ETag just one succeeds";
-        named(C::WRITABLE) => list::deletes, "delete answers for each key, missing ones too, and they are gone";
-        named(C::WRITABLE) => list::deletes_beside_puts, "a delete takes nothing along that is put meanwhile";
-        named(C::WRITABLE) => list::order, "names are listed in byte order, below a prefix, behind a name";
-        named(C::WRITABLE) => list::pages, "pages come without gaps or repetitions, and end";
-        named(C::NONE) => list::nothing, "a prefix that no name has lists nothing";
-        named(C::WRITABLE) => calls::flush, "flush answers after puts and deletes";
-        named(C::WRITABLE) => calls::not_polled, "a call that was never polled has no effect";
-        named(C::WRITABLE) => calls::dropped_reads, "a read may be dropped at any time";
-        named(C::WRITABLE) => calls::at_once, "many calls at once are each answered rightly";
-        named(C::IN_PLACE) => object::missing, "opening what is not there is NotFound";
-        opened(C::WRITABLE) => object::modes, "CREATE, CREATE_NEW and TRUNCATE do what they say";
-        opened(C::WRITABLE) => object::locks, "LOCK keeps a second one out until close";
-        opened(C::WRITABLE) => object::read_only, "an object opened without WRITE is not changed";
-        opened(C::WRITABLE) => object::script, "reads, writes, zeros, extents and sizes are those of plain memory";
-        opened(C::WRITABLE) => object::at_once, "writes beside each other at once are all kept";
-        opened(C::WRITABLE) => object::not_polled, "a write that was never polled has no effect";
-        named(C::WRITABLE | C::IN_PLACE) => object::seen_by_name, "what was written in place is read by name";
-    }
+    run.all().await;
     Report {
         seed: options.seed,
         checks: run.checks,

@@ -1,6 +1,8 @@
 //! Objects that are read and written in place.
 
-use super::check::{body, bytes_of, ensure, fails, same, together, Checked, Doing, Noise};
+use super::check::{
+    body, bytes_of, dropped_at_every_await, ensure, fails, same, together, Checked, Doing, Noise,
+};
 use super::Subject;
 use crate::{
     Body, Bytes, CapabilityFlags, ExtentFlags, Kind, NextObject, ObjectFlags, ObjectMode,
@@ -262,7 +264,7 @@ async fn extents(
     Ok(())
 }
 
-pub(super) async fn at_once(subject: &mut Subject<'_>) -> Checked {
+pub(super) async fn writes_at_once(subject: &mut Subject<'_>) -> Checked {
     const PART: usize = 40_000;
     const PARTS: usize = 16;
     let object = subject.open(NEW, (PART * PARTS) as u64).await?;
@@ -285,7 +287,7 @@ pub(super) async fn at_once(subject: &mut Subject<'_>) -> Checked {
     object.sync().await.doing("sync")
 }
 
-pub(super) async fn not_polled(subject: &mut Subject<'_>) -> Checked {
+pub(super) async fn write_not_polled(subject: &mut Subject<'_>) -> Checked {
     let object = subject.open(NEW, 1 << 16).await?;
     let written = object.write(0, body(&[1; 1 << 16]), WriteFlags::FUA).await;
     written.doing("write")?;
@@ -326,5 +328,64 @@ pub(super) async fn seen_by_name(subject: &mut Subject<'_>) -> Checked {
         "{} objects are listed",
         page.items.len()
     );
+    Ok(())
+}
+
+pub(super) async fn dropped_object_reads(subject: &mut Subject<'_>) -> Checked {
+    const SIZE: usize = 1 << 20;
+    let bytes = subject.noise(50).bytes(SIZE);
+    let object = subject.open(NEW, SIZE as u64).await?;
+    let written = object.write(0, body(&bytes), WriteFlags::NONE).await;
+    written.doing("write")?;
+    for flags in [ReadFlags::NONE, ReadFlags::FRESH, ReadFlags::LEND_HOLES] {
+        dropped_at_every_await(|| object.start_read(0, SIZE as u64, flags)).await?;
+        same(&contents(&object).await?, &bytes, "after dropped reads")?;
+    }
+    Ok(())
+}
+
+pub(super) async fn fast_zero(subject: &mut Subject<'_>) -> Checked {
+    const SIZE: usize = 1 << 20;
+    let object = subject.open(NEW, SIZE as u64).await?;
+    let written = object.write(0, body(&[7; SIZE]), WriteFlags::NONE).await;
+    written.doing("write")?;
+    if !object.capabilities().has(CapabilityFlags::FAST_ZERO) {
+        return Ok(());
+    }
+    let zeroed = object.zero(1 << 18, 1 << 18, ZeroFlags::FAST).await;
+    zeroed.doing("zero, FAST, of 256 KiB")?;
+    let mut expected = vec![7; SIZE];
+    expected[1 << 18..1 << 19].fill(0);
+    same(&contents(&object).await?, &expected, "after zero, FAST")
+}
+
+/// For stores that can't be written, too.
+pub(super) async fn reads_agree(subject: &mut Subject<'_>) -> Checked {
+    const MOST: u64 = 1 << 20;
+    let object = subject.open(ObjectFlags::NONE, 0).await?;
+    let size = object.size().await.doing("size")?;
+    let head = size.min(MOST);
+    if head == 0 {
+        return Ok(());
+    }
+    let whole = bytes_of(&object.read(0, head, ReadFlags::NONE).await.doing("read")?)?;
+    let mut noise = subject.noise(60);
+    for _ in 0..50 {
+        let offset = noise.below(head);
+        let len = 1 + noise.below(head - offset);
+        let flags = [ReadFlags::NONE, ReadFlags::FRESH][noise.below(2) as usize];
+        let part = object.read(offset, len, flags).await.doing("read")?;
+        let range = offset as usize..(offset + len) as usize;
+        same(
+            &bytes_of(&part)?,
+            &whole[range.clone()],
+            format_args!("read {range:?} {flags:?}"),
+        )?;
+    }
+    extents(&mut noise, &object, &whole, 0, head).await?;
+    // The last byte is there, however large it is.
+    let last = object.read(size - 1, 1, ReadFlags::NONE).await;
+    let last = bytes_of(&last.doing("read of the last byte")?)?;
+    ensure!(last.len() == 1, "{} bytes for the last one", last.len());
     Ok(())
 }
