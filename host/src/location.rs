@@ -226,6 +226,11 @@ impl Location {
         !self.target.contains('@') && mask_target(&self.target) != self.target
     }
 
+    /// The scheme that is asked first.
+    pub fn outermost(&self) -> &str {
+        &self.links.first().unwrap_or(&self.store).scheme
+    }
+
     /// Whether it was typed with a secret in it.
     pub fn has_secrets(&self) -> bool {
         !self.secrets.is_empty()

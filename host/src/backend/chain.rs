@@ -71,16 +71,8 @@ impl Chain {
     /// # Errors
     /// The first plugin's that can't be opened, with its scheme.
     pub async fn open(registry: &Registry, location: &Location, flags: OpenFlags) -> Result<Self> {
-        let mut backend = open_store(registry, location, flags).await?;
-        let links: Vec<&str> = location.links.iter().map(|l| l.scheme.as_str()).collect();
-        for advice in odd_orders(&links) {
-            tracing::warn!("{advice}");
-        }
-        let store_name = store_name(location);
-        for link in location.links.iter().rev() {
-            backend = open_hop(registry, link, &store_name, flags, RSome(backend)).await?;
-        }
-        Ok(backend.into())
+        let outermost = open_bare(registry, location, flags).await?;
+        Ok(guard(outermost, location.outermost()).into())
     }
 
     /// The outermost backend, with every operation there is.
@@ -159,6 +151,31 @@ fn request(hop: &Hop, target: &str, flags: OpenFlags, inner: ROption<DynBackend>
     }
 }
 
+/// Opens every plugin of `location`: the outermost one itself, without the guard before it. For who
+/// wants to see what the guard would hide.
+///
+/// # Errors
+/// As [`Chain::open`].
+pub async fn open_bare(
+    registry: &Registry,
+    location: &Location,
+    flags: OpenFlags,
+) -> Result<DynBackend> {
+    let mut backend = open_store(registry, location, flags).await?;
+    let mut scheme = &location.store.scheme;
+    let links: Vec<&str> = location.links.iter().map(|l| l.scheme.as_str()).collect();
+    for advice in odd_orders(&links) {
+        tracing::warn!("{advice}");
+    }
+    let store_name = store_name(location);
+    for link in location.links.iter().rev() {
+        let inner = RSome(guard(backend, scheme));
+        backend = open_hop(registry, link, &store_name, flags, inner).await?;
+        scheme = &link.scheme;
+    }
+    Ok(backend)
+}
+
 /// Opens the store; again after an error that may pass: the link that would ask again is not there
 /// yet, and opening changes nothing that counts.
 async fn open_store(
@@ -208,8 +225,7 @@ async fn open_hop(
 ) -> Result<DynBackend> {
     let plugin = registry.get(&hop.scheme)?;
     let opened = plugin.open(request(hop, target, flags, inner)).await;
-    let backend = opened.map_err(|error| without_secrets(error).context(&hop.scheme))?;
-    Ok(guard(backend, &hop.scheme))
+    opened.map_err(|error| without_secrets(error).context(&hop.scheme))
 }
 
 #[cfg(test)]

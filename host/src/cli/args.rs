@@ -1,6 +1,7 @@
 //! What was typed. No file and no socket is touched here.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use nbd_rs_plugin::options::{self, display_size};
@@ -40,7 +41,7 @@ Exit codes:
   2  the command line is wrong; nothing was opened or changed
   3  serve: something acknowledged may not be durable
   4  serve: requests did not end within 30 seconds
-  5  check: data is lost; journal verify: a journal is damaged
+  5  check: data is lost; journal verify: a journal is damaged; plugins check: a promise is broken
   6  check: no data is lost, and check --repair is needed
   75 serve: another server took a volume over
   128 + the signal's number: serve was told twice to stop";
@@ -81,7 +82,7 @@ pub enum Command {
     Resize(Resize),
     /// Look at journals: acknowledged writes that the store does not have yet.
     Journal(Journal),
-    /// List the plugins that were found, and what was refused and why.
+    /// List the plugins that were found; check one; begin one.
     Plugins(Plugins),
 }
 
@@ -321,13 +322,89 @@ pub struct Resize {
 
 /// `nbd-rs plugins`.
 #[derive(Debug, Args)]
+#[command(after_help = PLUGINS_HELP)]
 pub struct Plugins {
-    /// What to do with them.
-    #[arg(value_parser = ["list"], default_value = "list", hide_default_value = true)]
-    pub action: String,
+    /// What to do with them [default: list].
+    #[command(subcommand)]
+    pub command: Option<PluginsCommand>,
     /// For scripts.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub json: bool,
+}
+
+const PLUGINS_HELP: &str = "\
+Examples:
+  nbd-rs plugins
+  nbd-rs plugins new myfs
+  nbd-rs plugins check target/release/libmyfs.so myfs:
+  nbd-rs plugins check target/release/libmylink.so mylink+mem:
+
+check exits with 5 if the plugin breaks a promise.";
+
+/// Its commands.
+#[derive(Debug, Subcommand)]
+pub enum PluginsCommand {
+    /// List the plugins that were found, and what was refused and why.
+    List,
+    /// Run a plugin through the conformance suite: does it keep what the interface promises?
+    #[command(after_help = PLUGINS_CHECK_HELP)]
+    Check(PluginsCheck),
+    /// Write the source of a new plugin: a crate that builds, conforms, and can be served.
+    #[command(
+        after_help = "Examples:\n  nbd-rs plugins new myfs\n  nbd-rs plugins new --link mylink"
+    )]
+    New(PluginsNew),
+}
+
+const PLUGINS_CHECK_HELP: &str = "\
+Examples:
+  nbd-rs plugins check libmyfs.so myfs:/scratch/
+  nbd-rs plugins check libmylink.so mylink+mem:?mylink.size=1Mi
+  nbd-rs plugins check --single libmyfs.so myfs:/scratch.img
+
+FILE must serve the first scheme of LOCATION. All that is made there has names that begin with
+nbd-rs-check/; with --single the object itself is written over. What was left of a check that
+failed is left.";
+
+/// `nbd-rs plugins check`.
+#[derive(Debug, Args)]
+pub struct PluginsCheck {
+    /// The plugin: a shared library.
+    pub file: PathBuf,
+    /// A place to try it on, such as myfs:/scratch/ or mylink+mem:
+    #[arg(value_name = "LOCATION")]
+    pub location: String,
+    /// The location is one object, as for the raw layout. Without --read-only what it holds is lost.
+    #[arg(long)]
+    pub single: bool,
+    /// Open it without writing.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Run these checks alone (may be repeated).
+    #[arg(long, value_name = "CHECK")]
+    pub only: Vec<String>,
+    /// Of all that is random.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub seed: u64,
+    /// A check that takes longer has failed.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+    pub limit: Duration,
+}
+
+/// `nbd-rs plugins new`.
+#[derive(Debug, Args)]
+pub struct PluginsNew {
+    /// Its name, which is its scheme and the crate's name: a letter, then a-z, 0-9 and -.
+    pub name: String,
+    /// A link, which stands before another backend; else a store.
+    #[arg(long)]
+    pub link: bool,
+    /// Where to write it [default: NAME in the working directory].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// The plugin-api of a checkout, to build against; else the published one.
+    #[arg(long, value_name = "DIR")]
+    pub plugin_api: Option<PathBuf>,
 }
 
 /// A volume: layout and location.
@@ -344,6 +421,10 @@ const MIN_MEMORY_BYTES: u64 = 64 << 20;
 
 fn parse_size(text: &str) -> Result<u64, String> {
     options::size(text).map_err(|error| error.message.into())
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    options::duration(text).map_err(|error| error.message.into())
 }
 
 fn parse_journal_size(text: &str) -> Result<u64, String> {

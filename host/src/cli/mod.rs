@@ -5,6 +5,7 @@ mod argv;
 mod check;
 mod info;
 mod journal;
+mod plugins;
 mod progress;
 mod serve;
 mod usage;
@@ -88,15 +89,11 @@ fn run(cli: Cli) -> Done<ExitCode> {
     plugin::start(runtime::handle().clone());
     let places = Places::of_this_process(cli.common.plugin_dir.clone());
     let search = SearchPath::new(&places);
-    let registry = Registry::load(&search, cli.common.allow_insecure_plugins);
+    let insecure = cli.common.allow_insecure_plugins;
     if let Command::Plugins(args) = cli.command {
-        let text = match args.json {
-            true => registry.to_json(),
-            false => registry.to_text(),
-        };
-        say(text.trim_end());
-        return Ok(ExitCode::SUCCESS);
+        return plugins::run(&args, &search, insecure);
     }
+    let registry = Registry::load(&search, insecure);
     report(&registry);
     match cli.command {
         Command::Init(args) => volume::init(&args, &registry)?,

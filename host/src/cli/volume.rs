@@ -8,6 +8,7 @@ use super::{argv, journal, say, Done, Trouble};
 use crate::error::{Error, Kind, Result};
 use crate::export::Export;
 use crate::layout::open::{Access, Ask, NewVolume, Volume};
+use crate::location::Location;
 use crate::plugin::Registry;
 use crate::{runtime, secrets};
 
@@ -17,20 +18,7 @@ const SECTOR_BYTES: u64 = 512;
 /// A volume as it was typed. From here on nobody can read its secrets from the list of processes.
 pub(super) fn parse(driver: &str, location: &str, registry: &Registry) -> Done<Volume> {
     let volume = Volume::parse(driver, location, registry).map_err(Trouble::Wrong)?;
-    if volume.location.has_secrets() {
-        volume
-            .location
-            .secrets()
-            .iter()
-            .for_each(|s| secrets::remember(s));
-        tracing::warn!(
-            "{volume}: a secret on the command line was visible to all users until now, and stays \
-             in the shell's history: the environment or a profile file keeps it to itself"
-        );
-        if let Err(error) = argv::hide(location, &volume.location.to_string()) {
-            tracing::warn!("{volume}: its secret stays visible in the list of processes: {error}");
-        }
-    }
+    keep_secrets(&volume.location, location);
     volume.check_options(registry).map_err(Trouble::Wrong)?;
     Ok(volume)
 }
@@ -40,6 +28,21 @@ pub(super) fn asked(args: &VolumeArgs, ask: Ask<'_>, registry: &Registry) -> Don
     let volume = of(args, registry)?;
     volume.takes(ask).map_err(Trouble::Wrong)?;
     Ok(volume)
+}
+
+/// Hides the secrets of a location that was typed.
+pub(super) fn keep_secrets(location: &Location, typed: &str) {
+    if !location.has_secrets() {
+        return;
+    }
+    location.secrets().iter().for_each(|s| secrets::remember(s));
+    tracing::warn!(
+        "{location}: a secret on the command line was visible to all users until now, and stays \
+         in the shell's history: the environment or a profile file keeps it to itself"
+    );
+    if let Err(error) = argv::hide(typed, &location.to_string()) {
+        tracing::warn!("{location}: its secret stays visible in the list of processes: {error}");
+    }
 }
 
 pub(super) fn of(args: &VolumeArgs, registry: &Registry) -> Done<Volume> {

@@ -3,10 +3,15 @@
 
 mod broken;
 mod chain;
+mod check;
 mod interface;
 mod links;
+mod new;
 mod panics;
 mod places;
 #[path = "../common/rng.rs"]
 mod rng;
 mod support;
+#[path = "../common/tools.rs"]
+#[allow(dead_code)]
+mod tools;
