@@ -75,6 +75,10 @@
 // abi_stable_derive 0.11.3 expands to impls inside constants, which newer compilers point out.
 #![allow(non_local_definitions)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod abi;
 mod backend;
 mod bytes;
@@ -83,6 +87,8 @@ pub mod conformance;
 mod error;
 mod export;
 mod host;
+#[cfg(all(test, target_pointer_width = "64"))]
+mod layout;
 mod link;
 mod log_forward;
 mod next;

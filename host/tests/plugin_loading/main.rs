@@ -5,6 +5,7 @@ mod broken;
 mod chain;
 mod check;
 mod interface;
+mod kept;
 mod links;
 mod new;
 mod panics;
