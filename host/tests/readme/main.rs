@@ -10,11 +10,13 @@ mod server;
 #[path = "../common/tools.rs"]
 #[allow(dead_code)]
 mod tools;
+mod tutorial;
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{kill_process, Pid, Signal};
@@ -108,23 +110,32 @@ fn shell(text: &str, dir: &Path) -> Command {
     command
 }
 
-/// Whether `serve` can have its default address: somebody else on this machine may use it a while.
-fn default_address_is_free() -> bool {
+/// Where `serve` listens if nobody says otherwise.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:10809";
+
+/// Whether these addresses can be had: somebody else on this machine may use them a while. One test
+/// at a time has them.
+fn wait_for(addresses: &[&str]) -> Option<MutexGuard<'static, ()>> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        match TcpListener::bind("127.0.0.1:10809") {
-            Ok(_) => return true,
-            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(200)),
-            Err(error) => return tools::skip(&format!("127.0.0.1:10809: {error}")),
+    for address in addresses {
+        while let Err(error) = TcpListener::bind(address) {
+            if Instant::now() > until {
+                tools::skip(&format!("{address}: {error}"));
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
+    Some(one)
 }
 
 #[test]
 fn the_commands_of_the_readme_do_what_it_says() {
-    if !default_address_is_free() {
+    let Some(_one) = wait_for(&[DEFAULT_ADDRESS]) else {
         return;
-    }
+    };
     let dir = tempdir().expect("a folder");
     let blocks = readme();
     assert!(blocks.iter().any(|block| block.serves), "it serves nothing");
