@@ -27,7 +27,7 @@ const UNSAFE: [&str; 7] = [
 ];
 
 /// Files and directories that know no socket, file, clock or waiting.
-const PURE: [&str; 34] = [
+const PURE: [&str; 35] = [
     "commit-log/src/",
     "host/src/nbd/wire/",
     "host/src/nbd/validate.rs",
@@ -37,6 +37,7 @@ const PURE: [&str; 34] = [
     "host/src/layout/dirty.rs",
     "host/src/layout/distributed/format/",
     "host/src/layout/distributed/placement.rs",
+    "host/src/layout/distributed/roster.rs",
     "host/src/layout/distributed/state/",
     "host/src/layout/frame.rs",
     "host/src/layout/geometry.rs",

@@ -1,8 +1,8 @@
 //! A volume over several backends, with a commit log on each of them.
 //! `docs/distributed-format.md` shows the bytes, `docs/commit-protocol.md` says how the log works.
 //!
-//! - pure: `placement`: which backends have a shard; `format`: names and bytes of all objects but
-//!   those of the log; `state`: the volume as its log says it is;
+//! - pure: `placement`: which backends have a shard; `roster`: which backend is which; `format`:
+//!   names and bytes of all objects but those of the log; `state`: the volume as its log says it is;
 //! - `environment`: time, tasks and chance, so that a simulation can have its own;
 //! - `log`: the replicated log over stores.
 
@@ -10,4 +10,5 @@ pub mod environment;
 pub mod format;
 pub mod log;
 pub mod placement;
+pub mod roster;
 pub mod state;
