@@ -27,7 +27,7 @@ const UNSAFE: [&str; 7] = [
 ];
 
 /// Files and directories that know no socket, file, clock or waiting.
-const PURE: [&str; 35] = [
+const PURE: [&str; 36] = [
     "commit-log/src/",
     "host/src/nbd/wire/",
     "host/src/nbd/validate.rs",
@@ -39,6 +39,7 @@ const PURE: [&str; 35] = [
     "host/src/layout/distributed/placement.rs",
     "host/src/layout/distributed/roster.rs",
     "host/src/layout/distributed/state/",
+    "host/src/layout/distributed/volume/batch.rs",
     "host/src/layout/frame.rs",
     "host/src/layout/geometry.rs",
     "host/src/layout/distributed/log/known.rs",

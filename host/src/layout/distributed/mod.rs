@@ -4,7 +4,8 @@
 //! - pure: `placement`: which backends have a shard; `roster`: which backend is which; `format`:
 //!   names and bytes of all objects but those of the log; `state`: the volume as its log says it is;
 //! - `environment`: time, tasks and chance, so that a simulation can have its own;
-//! - `log`: the replicated log over stores.
+//! - `log`: the replicated log over stores;
+//! - `volume`: the volume itself, over the log and the objects beside it.
 
 pub mod environment;
 pub mod format;
@@ -12,3 +13,4 @@ pub mod log;
 pub mod placement;
 pub mod roster;
 pub mod state;
+pub mod volume;

@@ -32,7 +32,7 @@ mod reaper;
 pub mod repair;
 mod state;
 pub(super) mod store;
-mod ticket;
+pub(super) mod ticket;
 mod trailer;
 mod trailers;
 mod unlisted;

@@ -199,7 +199,7 @@ impl Store {
 
     /// A page of the objects whose names begin with `prefix` and come after `after`, and where the
     /// next one starts.
-    pub(super) async fn page(
+    pub(in crate::layout) async fn page(
         &self,
         prefix: &str,
         after: Option<String>,

@@ -22,7 +22,8 @@ const FIXED_BYTES: usize = 48;
 const WAITS: u64 = 1;
 const PASSED_BY: u64 = 2;
 
-fn encode(uuid: Uuid, stamp: Stamp, entry: Option<&Entry>) -> Vec<u8> {
+/// An entry as bytes; empty if there is none.
+pub(in crate::layout) fn encode_entry(entry: Option<&Entry>) -> Vec<u8> {
     let mut payload = Vec::new();
     if let Some(Entry {
         ticket,
@@ -44,26 +45,17 @@ fn encode(uuid: Uuid, stamp: Stamp, entry: Option<&Entry>) -> Vec<u8> {
         }
         payload.extend_from_slice(&host.as_bytes()[..end]);
     }
-    let frame = Frame {
-        what: What::Journal,
-        uuid,
-        number: 0,
-        stamp,
-        flags: 0,
-        payload: &payload,
-    };
-    frame.encode()
+    payload
 }
 
-fn decode(uuid: Uuid, bytes: &[u8]) -> Result<(Stamp, Option<Entry>)> {
-    let frame = Frame::decode_of(What::Journal, uuid, 0, bytes)?;
-    let payload = frame.payload;
+/// Reads what [`encode_entry`] writes.
+///
+/// # Errors
+/// [`Kind::Corrupt`] for anything else.
+pub(in crate::layout) fn decode_entry(payload: &[u8]) -> Result<Option<Entry>> {
     let wrong = || corrupt("the journal record makes no sense");
-    if frame.flags != 0 {
-        return Err(wrong());
-    }
     if payload.is_empty() {
-        return Ok((frame.stamp, None));
+        return Ok(None);
     }
     if !(FIXED_BYTES..=FIXED_BYTES + MAX_HOST_BYTES).contains(&payload.len()) {
         return Err(wrong());
@@ -79,12 +71,45 @@ fn decode(uuid: Uuid, bytes: &[u8]) -> Result<(Stamp, Option<Entry>)> {
             _ => return Err(wrong()),
         },
     };
-    let entry = Entry {
+    Ok(Some(Entry {
         ticket,
         said_s: u64_at(payload, 32),
         host: host.to_owned(),
+    }))
+}
+
+/// What this machine says now.
+///
+/// # Errors
+/// If it does not know the time or its own name.
+pub(in crate::layout) fn said_here(ticket: Ticket) -> Result<Entry> {
+    Ok(Entry {
+        ticket,
+        said_s: process::now_s()?,
+        host: process::this()?.host,
+    })
+}
+
+fn encode(uuid: Uuid, stamp: Stamp, entry: Option<&Entry>) -> Vec<u8> {
+    let payload = encode_entry(entry);
+    let frame = Frame {
+        what: What::Journal,
+        uuid,
+        number: 0,
+        stamp,
+        flags: 0,
+        payload: &payload,
     };
-    Ok((frame.stamp, Some(entry)))
+    frame.encode()
+}
+
+fn decode(uuid: Uuid, bytes: &[u8]) -> Result<(Stamp, Option<Entry>)> {
+    let frame = Frame::decode_of(What::Journal, uuid, 0, bytes)?;
+    let payload = frame.payload;
+    if frame.flags != 0 {
+        return Err(corrupt("the journal record makes no sense"));
+    }
+    Ok((frame.stamp, decode_entry(payload)?))
 }
 
 /// What the volume says of a journal, and the ETag of that.
@@ -185,14 +210,8 @@ impl Ledger for Book {
     fn write(&self, ticket: Option<Ticket>) -> Later<()> {
         let tickets = self.0.clone();
         Box::pin(async move {
-            let said = |ticket| -> Result<Entry> {
-                Ok(Entry {
-                    ticket,
-                    said_s: process::now_s()?,
-                    host: process::this()?.host,
-                })
-            };
-            tickets.put(ticket.map(said).transpose()?.as_ref()).await
+            let entry = ticket.map(said_here).transpose()?;
+            tickets.put(entry.as_ref()).await
         })
     }
 }

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_rs_plugin::{Body, Bytes};
+use nbd_rs_plugin::{Body, Bytes, Range};
 use tokio::sync::{oneshot, Semaphore};
 
-use super::store::{Created, LogStore};
+use super::store::{Created, Listed, LogStore};
 use crate::backend::Later;
 use crate::error::{Error, Kind, Result};
 use crate::layout::distributed::environment::{within, Environment};
@@ -16,7 +16,7 @@ use crate::layout::distributed::environment::{within, Environment};
 const CHANGES: usize = 4;
 
 /// One backend, and how long it may take.
-pub(super) struct Caller {
+pub(in crate::layout::distributed) struct Caller {
     store: Arc<dyn LogStore>,
     environment: Arc<dyn Environment>,
     changes: Arc<Semaphore>,
@@ -24,7 +24,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(
+    pub(in crate::layout::distributed) fn new(
         store: Arc<dyn LogStore>,
         environment: Arc<dyn Environment>,
         most: Duration,
@@ -37,26 +37,54 @@ impl Caller {
         }
     }
 
-    pub(super) fn name(&self) -> String {
+    pub(in crate::layout::distributed) fn name(&self) -> String {
         self.store.name()
     }
 
     /// The first `len` bytes, from the store itself.
     pub(super) async fn read_fresh(&self, key: String, len: u64) -> Result<Option<Bytes>> {
-        self.ends(self.store.read(key, len, true)).await
+        self.range(key, Range::new(0, len), true).await
     }
 
     /// The same, or from a copy.
     pub(super) async fn read(&self, key: String, len: u64) -> Result<Option<Bytes>> {
-        self.ends(self.store.read(key, len, false)).await
+        self.range(key, Range::new(0, len), false).await
     }
 
-    pub(super) async fn put(&self, key: String, body: Body) -> Result<Created> {
+    /// A part of an object.
+    pub(in crate::layout::distributed) async fn range(
+        &self,
+        key: String,
+        range: Range,
+        fresh: bool,
+    ) -> Result<Option<Bytes>> {
+        let read = self.ends(self.store.read(key, range, fresh)).await;
+        read.map_err(|error| match error.kind {
+            // Only whole objects are put, and nobody asks for more than there was.
+            Kind::Invalid => Error::new(Kind::Corrupt, "an object is cut short"),
+            _ => error,
+        })
+    }
+
+    pub(in crate::layout::distributed) async fn put(
+        &self,
+        key: String,
+        body: Body,
+    ) -> Result<Created> {
         self.change(self.store.put(key, body)).await
     }
 
-    pub(super) async fn delete(&self, keys: Vec<String>) -> Result<()> {
+    pub(in crate::layout::distributed) async fn delete(&self, keys: Vec<String>) -> Result<()> {
         self.change(self.store.delete(keys)).await
+    }
+
+    /// Names in order, a part of them.
+    pub(in crate::layout::distributed) async fn list(
+        &self,
+        prefix: String,
+        after: Option<String>,
+    ) -> Result<Listed> {
+        self.ends(self.store.list(prefix, after)).await
     }
 
     async fn ends<T>(&self, call: impl std::future::Future<Output = Result<T>>) -> Result<T> {
@@ -104,7 +132,7 @@ mod tests {
             "slow".to_owned()
         }
 
-        fn read(&self, _: String, _: u64, _: bool) -> Later<Option<Bytes>> {
+        fn read(&self, _: String, _: Range, _: bool) -> Later<Option<Bytes>> {
             Box::pin(std::future::pending())
         }
 
@@ -119,6 +147,10 @@ mod tests {
         }
 
         fn delete(&self, _: Vec<String>) -> Later<()> {
+            Box::pin(std::future::pending())
+        }
+
+        fn list(&self, _: String, _: Option<String>) -> Later<Listed> {
             Box::pin(std::future::pending())
         }
     }

@@ -1,12 +1,18 @@
 //! The payload of a record, from memory or from a backend that has it whole.
 
 use nbd_rs_commit_log::{Entry, Position};
+use nbd_rs_plugin::{Bytes, Range};
 
-use super::object::Seal;
+use super::object::{slot_key, Seal, HEADER_BYTES};
 use super::payloads::Payload;
 use super::shared::Shared;
 use super::slots::Slots;
 use crate::error::{Error, Kind, Result};
+
+fn gone(position: Position) -> Error {
+    let text = format!("the record {position:?} is on no backend any more");
+    Error::new(Kind::NotFound, text)
+}
 
 impl Shared {
     /// The payload of a record, as it was written.
@@ -30,11 +36,45 @@ impl Shared {
                 Err(error) => last = Some(error.context(self.callers[backend].name())),
             }
         }
-        let gone = || {
-            let text = format!("the record {position:?} is on no backend any more");
-            Error::new(Kind::NotFound, text)
-        };
-        Err(last.unwrap_or_else(gone))
+        Err(last.unwrap_or_else(|| gone(position)))
+    }
+
+    /// A part of a payload that `is_sound`, without the rest.
+    ///
+    /// # Errors
+    /// As for [`payload`](Self::payload).
+    pub(super) async fn part(
+        &self,
+        position: Position,
+        range: Range,
+        is_sound: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> Result<Bytes> {
+        if let Some(payload) = self.core().payload(position) {
+            if let Some(bytes) = payload.part(range).filter(|bytes| is_sound(bytes)) {
+                return Ok(bytes);
+            }
+        }
+        let behind = Range::new(HEADER_BYTES as u64 + range.offset, range.len);
+        let mut last = None;
+        for (backend, slot, _) in self.places(position) {
+            let caller = &self.callers[backend];
+            for fresh in [false, true] {
+                match caller.range(slot_key(slot), behind, fresh).await {
+                    Ok(Some(bytes)) if is_sound(&bytes) => return Ok(bytes),
+                    Ok(Some(_)) if fresh => {
+                        self.core().known[backend].note_damage(slot);
+                        let damaged = Error::new(Kind::Corrupt, "a log record is damaged");
+                        last.get_or_insert(damaged.context(caller.name()));
+                    }
+                    // It may be a copy on the way that is damaged.
+                    Ok(Some(_)) => continue,
+                    Ok(None) => {}
+                    Err(error) => last = Some(error.context(caller.name())),
+                }
+                break;
+            }
+        }
+        Err(last.unwrap_or_else(|| gone(position)))
     }
 
     /// Where it lies, those that answer first.

@@ -36,21 +36,22 @@ mod store;
 mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::layout::distributed) mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_rs_commit_log::Epoch;
 pub use nbd_rs_commit_log::{Kind, Position, Quorum};
-use nbd_rs_plugin::Body;
+use nbd_rs_plugin::{Body, Bytes, Range};
 
 pub use append::Appended;
+pub(in crate::layout::distributed) use call::Caller;
 pub use collect::Collected;
 pub use config::{Config, Prepare, Timing};
 pub use entries::{Entries, LogEntry};
 pub use status::{BackendStatus, Status};
-pub use store::{Created, LogStore, Remote};
+pub use store::{Created, Listed, LogStore, Remote};
 
 use crate::error::{Error, Result};
 use crate::layout::distributed::environment::within;
@@ -136,6 +137,20 @@ impl Log {
         }
     }
 
+    /// A part of the payload of a record, from any backend that has it so that it `is_sound`.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::error::Kind::NotFound) if no backend has the record any more;
+    /// [`Corrupt`](crate::error::Kind::Corrupt) if it is damaged wherever it lies; else that of a backend.
+    pub async fn read(
+        &self,
+        position: Position,
+        range: Range,
+        is_sound: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> Result<Bytes> {
+        self.shared.part(position, range, is_sound).await
+    }
+
     /// How it stands.
     pub fn status(&self) -> Status {
         self.shared.status()
@@ -151,12 +166,17 @@ impl Log {
         self.shared.collect(checkpoint).await
     }
 
+    /// Ends at once, as after a crash: nothing more is asked.
+    pub fn abandon(&self) {
+        self.shared.end(closed());
+    }
+
     /// Takes in no more records, waits until those that were taken in are acknowledged and on all
     /// backends that answer, so long at the most, and ends.
     ///
     /// # Errors
     /// Why it had ended before; [`Timeout`](crate::error::Kind::Timeout) if something was left.
-    pub async fn close(self, most: Duration) -> Result<()> {
+    pub async fn close(&self, most: Duration) -> Result<()> {
         let shared = &self.shared;
         shared.closing();
         let mut changes = shared.changes();

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use nbd_rs_plugin::{Body, Bytes};
+use nbd_rs_plugin::{Body, Bytes, Range};
 
 use super::object::Seal;
+use crate::layout::split::cut;
 
 /// What a record carries.
 #[derive(Debug, Clone)]
@@ -33,6 +34,16 @@ impl Payload {
                 Bytes::from(pieces.concat())
             }
         }
+    }
+
+    /// A part of it, in one stretch; none if it is not all there.
+    pub(super) fn part(&self, range: Range) -> Option<Bytes> {
+        let end = range.offset.checked_add(range.len)?;
+        if end > self.seal.len {
+            return None;
+        }
+        let body = cut(&self.body, range.offset, range.len);
+        Some(Self { body, ..*self }.bytes())
     }
 
     /// The object that carries it behind a header.

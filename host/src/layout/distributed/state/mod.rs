@@ -43,7 +43,7 @@ mod index;
 mod map;
 pub mod policy;
 mod read;
-mod spans;
+pub(super) mod spans;
 
 pub use checkpoint::{pack_table, PageSnapshot};
 pub use read::{Allocation, Origin, Piece};

@@ -216,6 +216,25 @@ impl Piece {
         }
     }
 
+    /// Each of its units for itself.
+    pub fn singles(&self) -> impl DoubleEndedIterator<Item = Piece> + '_ {
+        let count = self.units.end - self.units.start;
+        (0..count).map(|at| {
+            let mut origin = self.origin.clone();
+            match &mut origin {
+                Origin::Zeros => {}
+                Origin::Image { first, .. } => *first += at as u32,
+                Origin::Log { offset, sums, .. } | Origin::Pack { offset, sums, .. } => {
+                    *offset += at * UNIT_BYTES;
+                    *sums = sums.get(at as usize).copied().into_iter().collect();
+                }
+            }
+            let unit = self.units.start + at;
+            let units = unit..unit + 1;
+            Piece { units, origin }
+        })
+    }
+
     fn extend(&mut self, next: Piece) {
         self.units.end = next.units.end;
         match (&mut self.origin, next.origin) {

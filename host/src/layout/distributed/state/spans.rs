@@ -5,20 +5,20 @@ use std::ops::Range;
 
 /// Ranges that do not overlap, each with a value.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Spans<V>(BTreeMap<u64, (u64, V)>);
+pub(in crate::layout::distributed) struct Spans<V>(BTreeMap<u64, (u64, V)>);
 
 impl<V: Copy> Spans<V> {
-    pub(super) fn new() -> Self {
+    pub(in crate::layout::distributed) fn new() -> Self {
         Self(BTreeMap::new())
     }
 
-    pub(super) fn get(&self, at: u64) -> Option<V> {
+    pub(in crate::layout::distributed) fn get(&self, at: u64) -> Option<V> {
         let (_, &(end, value)) = self.0.range(..=at).next_back()?;
         (at < end).then_some(value)
     }
 
     /// All of the range has this value from now on.
-    pub(super) fn set(&mut self, range: Range<u64>, value: V) {
+    pub(in crate::layout::distributed) fn set(&mut self, range: Range<u64>, value: V) {
         while let Some((&start, &(end, old))) = self.0.range(..range.end).next_back() {
             if end <= range.start {
                 break;
@@ -37,7 +37,26 @@ impl<V: Copy> Spans<V> {
         }
     }
 
-    pub(super) fn clear(&mut self) {
+    /// What there is of a range, in order.
+    pub(in crate::layout::distributed) fn within(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (Range<u64>, V)> + '_ {
+        let first = self.0.range(..=range.start).next_back();
+        let first = first.map_or(range.start, |(&start, _)| start);
+        let spans = self.0.range(first..range.end.max(first));
+        let cut = move |(&start, &(end, value)): (&u64, &(u64, V))| {
+            (start.max(range.start)..end.min(range.end), value)
+        };
+        spans.map(cut).filter(|(part, _)| !part.is_empty())
+    }
+
+    /// How many there are.
+    pub(in crate::layout::distributed) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(in crate::layout::distributed) fn clear(&mut self) {
         self.0.clear();
     }
 }

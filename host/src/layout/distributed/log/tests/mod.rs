@@ -3,5 +3,5 @@
 mod owners;
 mod real;
 mod replicas;
-pub(super) mod rig;
+pub(in crate::layout::distributed) mod rig;
 mod simulation;

@@ -5,43 +5,46 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nbd_rs_plugin::{Body, Bytes};
+use nbd_rs_plugin::{Body, Bytes, Range};
 use tokio::time::Instant;
 
 use crate::backend::Later;
 use crate::error::{Error, Kind, Result};
 use crate::layout::distributed::environment::{Environment, Task};
 use crate::layout::distributed::log::{
-    Config, Created, Entries, Log, LogStore, Position, Prepare, Quorum, Timing,
+    Config, Created, Entries, Listed, Log, LogStore, Position, Prepare, Quorum, Timing,
 };
 use crate::layout::sharded::Uuid;
 
-pub(super) const VOLUME: Uuid = Uuid([9; 16]);
+pub(in crate::layout::distributed) const VOLUME: Uuid = Uuid([9; 16]);
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(in crate::layout::distributed) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Names in one part of a list.
+const LISTED: usize = 7;
+
 /// Chance and time of one world.
-pub(in crate::layout::distributed::log) struct World {
+pub(in crate::layout::distributed) struct World {
     began: Instant,
     random: Mutex<u64>,
 }
 
 impl World {
-    pub(in crate::layout::distributed::log) fn new(seed: u64) -> Arc<Self> {
+    pub(in crate::layout::distributed) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
             began: Instant::now(),
             random: Mutex::new(seed),
         })
     }
 
-    pub(super) fn below(&self, bound: u64) -> u64 {
+    pub(in crate::layout::distributed) fn below(&self, bound: u64) -> u64 {
         self.random() % bound.max(1)
     }
 
     /// Whether something happens that does so `per_mille` times of a thousand.
-    pub(super) fn happens(&self, per_mille: u64) -> bool {
+    pub(in crate::layout::distributed) fn happens(&self, per_mille: u64) -> bool {
         self.below(1000) < per_mille
     }
 }
@@ -71,23 +74,23 @@ impl Environment for World {
 
 /// The objects of one backend. They outlive everybody.
 #[derive(Default)]
-pub(super) struct Disk {
-    pub(super) objects: Mutex<BTreeMap<String, Vec<u8>>>,
+pub(in crate::layout::distributed) struct Disk {
+    pub(in crate::layout::distributed) objects: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Disk {
-    pub(super) fn keys(&self, prefix: &str) -> Vec<String> {
+    pub(in crate::layout::distributed) fn keys(&self, prefix: &str) -> Vec<String> {
         let objects = lock(&self.objects);
         let keys = objects.keys().filter(|key| key.starts_with(prefix));
         keys.cloned().collect()
     }
 
-    pub(super) fn copy(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(in crate::layout::distributed) fn copy(&self) -> BTreeMap<String, Vec<u8>> {
         lock(&self.objects).clone()
     }
 
     /// Changes one byte behind everybody's back.
-    pub(super) fn damage(&self, key: &str, at: usize) {
+    pub(in crate::layout::distributed) fn damage(&self, key: &str, at: usize) {
         let mut objects = lock(&self.objects);
         objects.get_mut(key).expect("it is there")[at] ^= 0x40;
     }
@@ -104,31 +107,31 @@ impl Disk {
 
 /// What goes wrong on one owner's way to one backend. Chances are of a thousand.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Faults {
+pub(in crate::layout::distributed) struct Faults {
     /// Nothing comes through.
-    pub(super) away: bool,
+    pub(in crate::layout::distributed) away: bool,
     /// A read fails.
-    pub(super) failed_reads: u64,
+    pub(in crate::layout::distributed) failed_reads: u64,
     /// Each call takes up to so much longer.
-    pub(super) latency: Duration,
+    pub(in crate::layout::distributed) latency: Duration,
     /// A change is lost on its way.
-    pub(super) lost: u64,
+    pub(in crate::layout::distributed) lost: u64,
     /// A change has effect, and its answer is lost.
-    pub(super) unknown: u64,
+    pub(in crate::layout::distributed) unknown: u64,
     /// A change has effect a long time after it was given up.
-    pub(super) late: u64,
+    pub(in crate::layout::distributed) late: u64,
     /// An answer takes long.
-    pub(super) late_answer: u64,
+    pub(in crate::layout::distributed) late_answer: u64,
     /// A call hangs for ever.
-    pub(super) hangs: u64,
+    pub(in crate::layout::distributed) hangs: u64,
 }
 
 /// One owner's way to one backend.
-pub(super) struct Way {
-    pub(super) disk: Arc<Disk>,
-    pub(super) faults: Mutex<Faults>,
+pub(in crate::layout::distributed) struct Way {
+    pub(in crate::layout::distributed) disk: Arc<Disk>,
+    pub(in crate::layout::distributed) faults: Mutex<Faults>,
     /// How many calls were made.
-    pub(super) calls: Mutex<u64>,
+    pub(in crate::layout::distributed) calls: Mutex<u64>,
     world: Arc<World>,
     name: String,
 }
@@ -142,7 +145,11 @@ fn unknown() -> Error {
 }
 
 impl Way {
-    pub(super) fn new(world: &Arc<World>, disk: &Arc<Disk>, name: String) -> Arc<Self> {
+    pub(in crate::layout::distributed) fn new(
+        world: &Arc<World>,
+        disk: &Arc<Disk>,
+        name: String,
+    ) -> Arc<Self> {
         Arc::new(Self {
             disk: disk.clone(),
             faults: Mutex::default(),
@@ -152,11 +159,11 @@ impl Way {
         })
     }
 
-    pub(super) fn set(&self, change: impl FnOnce(&mut Faults)) {
+    pub(in crate::layout::distributed) fn set(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut lock(&self.faults));
     }
 
-    pub(super) fn is_away(&self, away: bool) {
+    pub(in crate::layout::distributed) fn is_away(&self, away: bool) {
         self.set(|faults| faults.away = away);
     }
 
@@ -219,14 +226,14 @@ impl Way {
 }
 
 /// What the log holds of a way.
-struct Held(Arc<Way>);
+pub(in crate::layout::distributed) struct Held(pub(in crate::layout::distributed) Arc<Way>);
 
 impl LogStore for Held {
     fn name(&self) -> String {
         self.0.name.clone()
     }
 
-    fn read(&self, key: String, len: u64, _: bool) -> Later<Option<Bytes>> {
+    fn read(&self, key: String, range: Range, _: bool) -> Later<Option<Bytes>> {
         let way = self.0.clone();
         Box::pin(async move {
             way.there().await?;
@@ -238,9 +245,10 @@ impl LogStore for Held {
             let Some(bytes) = found else {
                 return Ok(None);
             };
-            let start = bytes.get(..len as usize);
+            let (start, end) = (range.offset as usize, (range.offset + range.len) as usize);
             let short = || Error::new(Kind::Invalid, "the object is shorter");
-            Ok(Some(Bytes::from(start.ok_or_else(short)?.to_vec())))
+            let part = bytes.get(start..end).ok_or_else(short)?;
+            Ok(Some(Bytes::from(part.to_vec())))
         })
     }
 
@@ -261,10 +269,24 @@ impl LogStore for Held {
         };
         Box::pin(way.change(delete))
     }
+
+    /// Few at a time, so that there is a next part.
+    fn list(&self, prefix: String, after: Option<String>) -> Later<Listed> {
+        let way = self.0.clone();
+        Box::pin(async move {
+            way.there().await?;
+            let mut keys = way.disk.keys(&prefix);
+            keys.retain(|key| after.as_ref().is_none_or(|after| key > after));
+            way.back().await?;
+            let next = keys.get(LISTED).map(|_| keys[LISTED - 1].clone());
+            keys.truncate(LISTED);
+            Ok(Listed { keys, next })
+        })
+    }
 }
 
 /// Checkpoints of these tests name nothing.
-pub(super) struct NothingNamed;
+pub(in crate::layout::distributed) struct NothingNamed;
 
 impl Prepare for NothingNamed {
     fn checkpoint(&self, _: usize, _: Position, _: Bytes) -> Later<()> {
@@ -273,26 +295,26 @@ impl Prepare for NothingNamed {
 }
 
 /// Backends, and owners that come and go.
-pub(super) struct Stage {
-    pub(super) world: Arc<World>,
-    pub(super) disks: Vec<Arc<Disk>>,
-    pub(super) quorum: Quorum,
-    pub(super) timing: Timing,
-    pub(super) backlog_bytes: u64,
-    pub(super) prepare: Arc<dyn Prepare>,
+pub(in crate::layout::distributed) struct Stage {
+    pub(in crate::layout::distributed) world: Arc<World>,
+    pub(in crate::layout::distributed) disks: Vec<Arc<Disk>>,
+    pub(in crate::layout::distributed) quorum: Quorum,
+    pub(in crate::layout::distributed) timing: Timing,
+    pub(in crate::layout::distributed) backlog_bytes: u64,
+    pub(in crate::layout::distributed) prepare: Arc<dyn Prepare>,
     owners: Mutex<u64>,
 }
 
 /// One owner.
-pub(super) struct Server {
-    pub(super) log: Log,
-    pub(super) ways: Vec<Arc<Way>>,
+pub(in crate::layout::distributed) struct Server {
+    pub(in crate::layout::distributed) log: Log,
+    pub(in crate::layout::distributed) ways: Vec<Arc<Way>>,
     /// What was there when it started.
-    pub(super) found: Vec<(Position, Vec<u8>)>,
+    pub(in crate::layout::distributed) found: Vec<(Position, Vec<u8>)>,
 }
 
 impl Stage {
-    pub(super) fn new(backends: usize, seed: u64) -> Self {
+    pub(in crate::layout::distributed) fn new(backends: usize, seed: u64) -> Self {
         Self {
             world: World::new(seed),
             disks: (0..backends).map(|_| Arc::default()).collect(),
@@ -305,13 +327,13 @@ impl Stage {
     }
 
     /// A new owner's ways to all backends.
-    pub(super) fn ways(&self) -> Vec<Arc<Way>> {
+    pub(in crate::layout::distributed) fn ways(&self) -> Vec<Arc<Way>> {
         let disks = self.disks.iter().enumerate();
         let way = |(at, disk)| Way::new(&self.world, disk, format!("node{at}"));
         disks.map(way).collect()
     }
 
-    pub(super) fn config(&self) -> Config {
+    pub(in crate::layout::distributed) fn config(&self) -> Config {
         let mut owners = lock(&self.owners);
         *owners += 1;
         Config {
@@ -326,13 +348,19 @@ impl Stage {
         }
     }
 
-    pub(super) async fn open(&self, ways: Vec<Arc<Way>>) -> Result<(Log, Entries)> {
+    pub(in crate::layout::distributed) async fn open(
+        &self,
+        ways: Vec<Arc<Way>>,
+    ) -> Result<(Log, Entries)> {
         let store = |way: &Arc<Way>| -> Arc<dyn LogStore> { Arc::new(Held(way.clone())) };
         Log::open(self.config(), ways.iter().map(store).collect()).await
     }
 
     /// A new owner, with what it read.
-    pub(super) async fn serve_by(&self, ways: Vec<Arc<Way>>) -> Result<Server> {
+    pub(in crate::layout::distributed) async fn serve_by(
+        &self,
+        ways: Vec<Arc<Way>>,
+    ) -> Result<Server> {
         let (log, mut entries) = self.open(ways.clone()).await?;
         let mut found = Vec::new();
         while let Some(entry) = entries.next().await? {
@@ -341,25 +369,25 @@ impl Stage {
         Ok(Server { log, ways, found })
     }
 
-    pub(super) async fn serve(&self) -> Server {
+    pub(in crate::layout::distributed) async fn serve(&self) -> Server {
         self.serve_by(self.ways()).await.expect("a start")
     }
 }
 
 impl Server {
     /// The payloads that were there, as text.
-    pub(super) fn texts(&self) -> Vec<String> {
+    pub(in crate::layout::distributed) fn texts(&self) -> Vec<String> {
         let text = |(_, payload): &(Position, Vec<u8>)| String::from_utf8_lossy(payload).into();
         self.found.iter().map(text).collect()
     }
 
-    pub(super) async fn say(&self, text: &str) -> Result<Position> {
+    pub(in crate::layout::distributed) async fn say(&self, text: &str) -> Result<Position> {
         let mut appended = self.log.append(super::super::Kind::Data, body(text));
         appended.within(Duration::from_secs(60)).await
     }
 
     /// Waits until a backend is as told.
-    pub(super) async fn until(
+    pub(in crate::layout::distributed) async fn until(
         &self,
         backend: usize,
         is_so: impl Fn(&super::super::BackendStatus) -> bool,
@@ -374,10 +402,10 @@ impl Server {
     }
 }
 
-pub(super) fn body(text: &str) -> Body {
+pub(in crate::layout::distributed) fn body(text: &str) -> Body {
     Body::One(Bytes::from(text.as_bytes().to_vec()))
 }
 
-pub(super) async fn seconds(seconds: u64) {
+pub(in crate::layout::distributed) async fn seconds(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;
 }

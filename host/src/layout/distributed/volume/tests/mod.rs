@@ -1,0 +1,5 @@
+//! Volumes over backends in memory that fail as told, in time that passes by itself.
+
+mod promises;
+mod random;
+mod rig;
