@@ -1,6 +1,8 @@
 //! Where a volume lives: `cache+retry+s3://...?cache.size=1GiB`, or the same spelt
 //! `cache:retry:s3:...`. Pure: what plugins know comes in through a look-up.
 
+mod list;
+
 use std::fmt;
 use std::path::Path;
 
@@ -8,6 +10,8 @@ use nbd_rs_plugin::options::{self, decode};
 use nbd_rs_plugin::{Description, Error, Kind, OptionSpec, OptionValue, Result, Role};
 
 use crate::error::{printable, quoted};
+
+pub use list::{List, Place};
 
 /// Links that one chain may have.
 const MAX_LINKS: usize = 16;
@@ -268,6 +272,14 @@ impl Location {
         text
     }
 
+    /// Whether it is certainly the same store as that of another: the options may tell them apart.
+    fn is_same_store(&self, other: &Self) -> bool {
+        let options = |hop: &Hop| format!("{:?}", hop.options);
+        self.store.scheme == other.store.scheme
+            && self.target == other.target
+            && options(&self.store) == options(&other.store)
+    }
+
     fn mask(&self) -> String {
         let mut text = String::new();
         for hop in &self.links {
@@ -427,29 +439,34 @@ pub fn redact(word: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::location) mod tests {
     use super::*;
     use nbd_rs_plugin::OptionKind;
 
+    /// What the plugins of these tests say of themselves.
+    pub(super) fn descriptions(scheme: &str) -> Result<&'static Description> {
+        let known = match scheme {
+            "cache" => Description::link("cache", "1").option(OptionSpec::new(
+                "size",
+                OptionKind::SIZE,
+                "",
+            )),
+            "retry" => Description::link("retry", "1").option(OptionSpec::new(
+                "attempts",
+                OptionKind::COUNT,
+                "",
+            )),
+            "s3" => Description::store("s3", "1")
+                .option(OptionSpec::new("region", OptionKind::TEXT, ""))
+                .option(OptionSpec::new("token", OptionKind::TEXT, "").secret()),
+            "file" => Description::store("file", "1"),
+            _ => return Err(Error::new(Kind::Unsupported, "unknown scheme")),
+        };
+        Ok(Box::leak(Box::new(known)))
+    }
+
     fn parse(text: &str) -> Result<Location> {
-        let cache =
-            Description::link("cache", "1").option(OptionSpec::new("size", OptionKind::SIZE, ""));
-        let retry = Description::link("retry", "1").option(OptionSpec::new(
-            "attempts",
-            OptionKind::COUNT,
-            "",
-        ));
-        let s3 = Description::store("s3", "1")
-            .option(OptionSpec::new("region", OptionKind::TEXT, ""))
-            .option(OptionSpec::new("token", OptionKind::TEXT, "").secret());
-        let file = Description::store("file", "1");
-        Location::parse(text, &|scheme| match scheme {
-            "cache" => Ok(&*Box::leak(Box::new(cache.clone()))),
-            "retry" => Ok(&*Box::leak(Box::new(retry.clone()))),
-            "s3" => Ok(&*Box::leak(Box::new(s3.clone()))),
-            "file" => Ok(&*Box::leak(Box::new(file.clone()))),
-            _ => Err(Error::new(Kind::Unsupported, "unknown scheme")),
-        })
+        Location::parse(text, &descriptions)
     }
 
     fn shape(text: &str) -> (String, String) {

@@ -12,7 +12,7 @@ use nbd_rs_plugin::{
 use super::guard::{guard, without_secrets};
 use super::{Answer, Object};
 use crate::location::{Hop, Location};
-use crate::plugin::{call, Registry};
+use crate::plugin::{call, Plugin, Registry};
 
 /// No attempt to open a store begins later than this after the first, if nothing says otherwise.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -50,6 +50,94 @@ impl From<DynBackend> for Chain {
     }
 }
 
+/// A chain that can be opened, and opened again.
+#[derive(Clone, Debug)]
+pub struct Opener {
+    location: Location,
+    /// Outermost first.
+    links: Vec<Plugin>,
+    store: Plugin,
+    store_name: String,
+}
+
+impl Opener {
+    /// Of that location.
+    ///
+    /// # Errors
+    /// If there is no plugin for a scheme.
+    pub fn new(registry: &Registry, location: &Location) -> Result<Self> {
+        let plugin = |hop: &Hop| registry.get(&hop.scheme).cloned();
+        Ok(Self {
+            links: location.links.iter().map(plugin).collect::<Result<_>>()?,
+            store: plugin(&location.store)?,
+            store_name: store_name(location),
+            location: location.clone(),
+        })
+    }
+
+    /// Opens every plugin, from the store outwards.
+    ///
+    /// # Errors
+    /// The first plugin's that can't be opened, with its scheme.
+    pub async fn open(&self, flags: OpenFlags) -> Result<Chain> {
+        let outermost = self.open_bare(flags).await?;
+        Ok(guard(outermost, self.location.outermost()).into())
+    }
+
+    /// The same: the outermost plugin itself, without the guard before it. For who wants to see what
+    /// the guard would hide.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_bare(&self, flags: OpenFlags) -> Result<DynBackend> {
+        let Location { links, store, .. } = &self.location;
+        let schemes: Vec<&str> = links.iter().map(|link| link.scheme.as_str()).collect();
+        for advice in odd_orders(&schemes) {
+            tracing::warn!("{advice}");
+        }
+        let mut backend = self.open_store(flags).await?;
+        let mut scheme = &store.scheme;
+        for (link, plugin) in links.iter().zip(&self.links).rev() {
+            let inner = RSome(guard(backend, scheme));
+            backend = open_hop(plugin, link, &self.store_name, flags, inner).await?;
+            scheme = &link.scheme;
+        }
+        Ok(backend)
+    }
+
+    /// Opens the store; again after an error that may pass: the link that would ask again is not there
+    /// yet, and opening changes nothing that counts.
+    async fn open_store(&self, flags: OpenFlags) -> Result<DynBackend> {
+        let Location { store, target, .. } = &self.location;
+        let end = Instant::now() + self.patience();
+        let mut pause = PAUSE;
+        loop {
+            match open_hop(&self.store, store, target, flags, RNone).await {
+                Err(error) if may_pass(error.kind) && Instant::now() + pause < end => {
+                    tracing::warn!("{error}; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = MOST_PAUSE.min(2 * pause);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// For how long the store is asked again: as long as the link `retry` would, where there is one.
+    fn patience(&self) -> Duration {
+        let time = || {
+            let mut links = self.location.links.iter().zip(&self.links);
+            let (link, plugin) = links.find(|(link, _)| link.scheme == "retry")?;
+            let mut known = plugin.description.options.iter();
+            let default = known.find(|option| option.name == "time")?.default.as_ref();
+            let default = options::duration(default.into_option()?).ok()?;
+            let given = link.option_values();
+            options::Options(&given).duration("time", default).ok()
+        };
+        time().unwrap_or(PATIENCE)
+    }
+}
+
 impl Chain {
     /// Asks every plugin of `location` whether target and options can be meant. Nothing is opened.
     ///
@@ -71,8 +159,7 @@ impl Chain {
     /// # Errors
     /// The first plugin's that can't be opened, with its scheme.
     pub async fn open(registry: &Registry, location: &Location, flags: OpenFlags) -> Result<Self> {
-        let outermost = open_bare(registry, location, flags).await?;
-        Ok(guard(outermost, location.outermost()).into())
+        Opener::new(registry, location)?.open(flags).await
     }
 
     /// The outermost backend, with every operation there is.
@@ -151,79 +238,17 @@ fn request(hop: &Hop, target: &str, flags: OpenFlags, inner: ROption<DynBackend>
     }
 }
 
-/// Opens every plugin of `location`: the outermost one itself, without the guard before it. For who
-/// wants to see what the guard would hide.
-///
-/// # Errors
-/// As [`Chain::open`].
-pub async fn open_bare(
-    registry: &Registry,
-    location: &Location,
-    flags: OpenFlags,
-) -> Result<DynBackend> {
-    let mut backend = open_store(registry, location, flags).await?;
-    let mut scheme = &location.store.scheme;
-    let links: Vec<&str> = location.links.iter().map(|l| l.scheme.as_str()).collect();
-    for advice in odd_orders(&links) {
-        tracing::warn!("{advice}");
-    }
-    let store_name = store_name(location);
-    for link in location.links.iter().rev() {
-        let inner = RSome(guard(backend, scheme));
-        backend = open_hop(registry, link, &store_name, flags, inner).await?;
-        scheme = &link.scheme;
-    }
-    Ok(backend)
-}
-
-/// Opens the store; again after an error that may pass: the link that would ask again is not there
-/// yet, and opening changes nothing that counts.
-async fn open_store(
-    registry: &Registry,
-    location: &Location,
-    flags: OpenFlags,
-) -> Result<DynBackend> {
-    let end = Instant::now() + patience(registry, location);
-    let mut pause = PAUSE;
-    loop {
-        let opened = open_hop(registry, &location.store, &location.target, flags, RNone).await;
-        match opened {
-            Err(error) if may_pass(error.kind) && Instant::now() + pause < end => {
-                tracing::warn!("{error}; trying again");
-                tokio::time::sleep(pause).await;
-                pause = MOST_PAUSE.min(2 * pause);
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-/// For how long the store is asked again: as long as the link `retry` would, where there is one.
-fn patience(registry: &Registry, location: &Location) -> Duration {
-    let time = || {
-        let link = location.links.iter().find(|link| link.scheme == "retry")?;
-        let plugin = registry.get(&link.scheme).ok()?;
-        let mut known = plugin.description.options.iter();
-        let default = known.find(|option| option.name == "time")?.default.as_ref();
-        let default = options::duration(default.into_option()?).ok()?;
-        let given = link.option_values();
-        options::Options(&given).duration("time", default).ok()
-    };
-    time().unwrap_or(PATIENCE)
-}
-
 fn may_pass(kind: Kind) -> bool {
     matches!(kind, Kind::Transient | Kind::Timeout | Kind::Ambiguous)
 }
 
 async fn open_hop(
-    registry: &Registry,
+    plugin: &Plugin,
     hop: &Hop,
     target: &str,
     flags: OpenFlags,
     inner: ROption<DynBackend>,
 ) -> Result<DynBackend> {
-    let plugin = registry.get(&hop.scheme)?;
     let opened = plugin.open(request(hop, target, flags, inner)).await;
     opened.map_err(|error| without_secrets(error).context(&hop.scheme))
 }
