@@ -41,8 +41,8 @@ Exit codes:
   2  the command line is wrong; nothing was opened or changed
   3  serve: something acknowledged may not be durable
   4  serve: requests did not end within 30 seconds
-  5  check: data is lost; journal verify: a journal is damaged; plugins check: a promise is broken
-  6  check: no data is lost, and check --repair is needed
+  5  check, scrub: data is lost; journal verify: a journal is damaged; plugins check: a promise is broken
+  6  check, scrub, resync, replace-backend: no data is lost, and there is something to repair
   75 serve: another server took a volume over
   128 + the signal's number: serve was told twice to stop";
 
@@ -77,6 +77,18 @@ pub enum Command {
     /// Compare a volume with its objects; nothing is changed.
     #[command(after_help = CHECK_HELP)]
     Check(Check),
+    /// Say how the backends of a distributed volume stand, also while it is served.
+    Status(Status),
+    /// Compare all copies of a distributed volume that is not being served, and mend them.
+    #[command(after_help = SCRUB_HELP)]
+    Scrub(Scrub),
+    /// Make one backend of a distributed volume a full copy again, also one that was emptied.
+    Resync(Resync),
+    /// Put another backend in the place of one that is broken or to be given up.
+    #[command(after_help = REPLACE_HELP)]
+    ReplaceBackend(Replace),
+    /// Shut out whoever serves a volume, without serving it. That server exits with 75.
+    Takeover(Takeover),
     /// Grow a volume that is not being served.
     #[command(after_help = "Example: nbd-rs resize --size 200Gi sharded s3://bucket/prefix/")]
     Resize(Resize),
@@ -104,13 +116,108 @@ Findings:
 Exits with 0 if no data is lost, with 5 if some is, and with 1 if that can't be found out. While the
 volume is served, a finding may be a change that is going on.";
 
+const SCRUB_HELP: &str = "\
+Exits with 0 if every copy is as it should be or was put anew, with 6 if copies are missing or damaged and
+no data is lost, with 5 if data is lost (its places are listed), and with 1 if that can't be found out, or
+it was told to stop; then it says how to go on.";
+
+const REPLACE_HELP: &str = "\
+Example:
+  nbd-rs replace-backend file:/mnt/old/ file:/mnt/new/ distributed \"replicas=3;backends=...;\"
+
+The list is the one with the old backend, which need not answer; all others have to. From then on the
+volume is typed with the new one in its place. What is interrupted is gone on with by nbd-rs resync.";
+
+/// How much is compared, and how fast.
+#[derive(Debug, Args)]
+pub struct Effort {
+    /// Read every copy and compare it with its checksums.
+    #[arg(long)]
+    pub deep: bool,
+    /// Read so many bytes a second at the most.
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub rate: Option<u64>,
+    /// Go on behind so many objects.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value = "0",
+        hide_default_value = true
+    )]
+    pub from: u64,
+    /// For scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nbd-rs status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// For scripts.
+    #[arg(long)]
+    pub json: bool,
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
+/// `nbd-rs scrub`.
+#[derive(Debug, Args)]
+pub struct Scrub {
+    /// Put copies anew that are missing, and with --deep those that are damaged.
+    #[arg(long)]
+    pub repair: bool,
+    /// How much.
+    #[command(flatten)]
+    pub effort: Effort,
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
+/// `nbd-rs resync`.
+#[derive(Debug, Args)]
+pub struct Resync {
+    /// How much.
+    #[command(flatten)]
+    pub effort: Effort,
+    /// The backend, as it stands in the list.
+    pub backend: String,
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
+/// `nbd-rs replace-backend`.
+#[derive(Debug, Args)]
+pub struct Replace {
+    /// How much.
+    #[command(flatten)]
+    pub effort: Effort,
+    /// The backend that goes, as it stands in the list.
+    pub old: String,
+    /// The one that comes.
+    pub new: String,
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
+/// `nbd-rs takeover`.
+#[derive(Debug, Args)]
+pub struct Takeover {
+    /// The volume.
+    #[command(flatten)]
+    pub volume: VolumeArgs,
+}
+
 /// `nbd-rs init`.
 #[derive(Debug, Args)]
 pub struct Init {
     /// The size: bytes, or K M G T P with an optional i or iB (powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = parse_volume_size, allow_hyphen_values = true)]
     pub size: u64,
-    /// sharded: the size of its shards, a power of two from 64Ki to 64Mi [default: 4Mi].
+    /// The size of its shards, where it has some, a power of two from 64Ki to 64Mi [default: 4Mi].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub shard_size: Option<u64>,
     /// Start an empty volume even where one exists. Its contents are lost.
@@ -142,8 +249,8 @@ pub struct Serve {
     /// Refuse every change.
     #[arg(long)]
     pub read_only: bool,
-    /// sharded: serve volumes even if another server has them; that server is shut out and exits
-    /// with 75.
+    /// Serve volumes even if another server has them; that server is shut out and exits with 75.
+    /// Not for raw.
     #[arg(long, conflicts_with = "read_only")]
     pub takeover: bool,
     /// How acknowledged writes are kept until the store has them.
@@ -163,8 +270,8 @@ pub struct Serve {
 /// Where acknowledged writes wait until the store has them.
 #[derive(Debug, Args)]
 pub struct Gather {
-    /// sharded: keep acknowledged writes in a journal in this directory until the store has them
-    /// [default: in the state directory].
+    /// Keep acknowledged writes in a journal in this directory until the store has them
+    /// [default: in the state directory]. Not for raw.
     #[arg(long, value_name = "DIR")]
     pub journal: Option<PathBuf>,
     /// Have every write in the store before it is acknowledged.
@@ -410,9 +517,10 @@ pub struct PluginsNew {
 /// A volume: layout and location.
 #[derive(Debug, Args)]
 pub struct VolumeArgs {
-    /// The layout: raw or sharded.
+    /// The layout: raw, sharded or distributed.
     pub driver: String,
-    /// Where the volume lives, such as file:/path or cache+retry+s3://bucket/prefix/.
+    /// Where the volume lives, such as file:/path or cache+retry+s3://bucket/prefix/; of a distributed
+    /// one "replicas=3;backends=URL,URL,URL;".
     pub driver_cfg: String,
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::args::Info;
 use super::{say, volume, Done};
 use crate::export::Export;
-use crate::layout::open::{Facts, Volume};
+use crate::layout::open::{DistributedFacts, Facts, ShardedFacts, Volume};
 use crate::nbd::validate::{transmission_flags, Agreement};
 use crate::nbd::wire::constants::flag;
 use crate::nbd::wire::Framing;
@@ -68,31 +68,56 @@ fn json(volume: &Volume, export: &Export, facts: Option<&Facts>) -> serde_json::
         "flags": flag_names(export),
         "flush": export.flush_means(),
     });
-    if let Some(facts) = facts {
-        let owner = facts.owner.as_ref();
-        json["uuid"] = json!(facts.record.uuid.to_string());
-        json["way"] = json!(facts.record.way.to_string());
-        json["created"] = json!(facts.record.created_s);
-        json["shard_size"] = json!(facts.record.shard_bytes);
-        json["shards"] = json!({
-            "never": facts.shards[0],
-            "intended": facts.shards[1],
-            "written": facts.shards[2],
-        });
-        json["journal"] = json!(facts.journal.as_ref().map(|entry| json!({
-            "journal": entry.ticket.journal.to_string(),
-            "host": entry.host,
-            "needed": !entry.ticket.passed_by,
-            "epoch": entry.ticket.epoch,
-            "stored_record": entry.ticket.shipped_seq,
-            "said": entry.said_s,
-        })));
-        json["owner"] = json!(owner.map(|(who, standing)| json!({
-            "who": who,
-            "standing": standing,
-        })));
+    match facts {
+        Some(Facts::Sharded(facts)) => sharded_json(&mut json, facts),
+        Some(Facts::Distributed(facts)) => distributed_json(&mut json, facts),
+        None => {}
     }
     json
+}
+
+fn sharded_json(json: &mut serde_json::Value, facts: &ShardedFacts) {
+    let owner = facts.owner.as_ref();
+    json["uuid"] = json!(facts.record.uuid.to_string());
+    json["way"] = json!(facts.record.way.to_string());
+    json["created"] = json!(facts.record.created_s);
+    json["shard_size"] = json!(facts.record.shard_bytes);
+    json["shards"] = json!({
+        "never": facts.shards[0],
+        "intended": facts.shards[1],
+        "written": facts.shards[2],
+    });
+    json["journal"] = json!(facts.journal.as_ref().map(|entry| json!({
+        "journal": entry.ticket.journal.to_string(),
+        "host": entry.host,
+        "needed": !entry.ticket.passed_by,
+        "epoch": entry.ticket.epoch,
+        "stored_record": entry.ticket.shipped_seq,
+        "said": entry.said_s,
+    })));
+    json["owner"] = json!(owner.map(owner_json));
+}
+
+fn owner_json((who, standing): &(String, &'static str)) -> serde_json::Value {
+    json!({ "who": who, "standing": standing })
+}
+
+fn distributed_json(json: &mut serde_json::Value, facts: &DistributedFacts) {
+    let identity = &facts.identity;
+    json["uuid"] = json!(identity.volume.to_string());
+    json["created"] = json!(identity.created_s);
+    json["shard_size"] = json!(identity.geometry.shard_bytes);
+    json["replicas"] = json!({ "asked": identity.replicas, "copies": identity.copies() });
+    json["write_quorum"] = json!(identity.write_quorum);
+    json["warnings"] = json!(facts.warnings);
+    let backend = |it: &crate::layout::open::BackendFacts| {
+        json!({
+            "name": it.name,
+            "there": it.is_there,
+            "owner": it.owner.as_ref().map(owner_json),
+        })
+    };
+    json["backends"] = json!(facts.backends.iter().map(backend).collect::<Vec<_>>());
 }
 
 /// `1 MiB (1048576 bytes)`, or `1000 bytes`.
@@ -111,12 +136,52 @@ pub(super) fn access(export: &Export) -> &'static str {
     }
 }
 
-/// What a sharded volume has besides.
+/// What a layout has besides.
 fn facts_lines(facts: &Facts) -> Vec<(&'static str, String)> {
+    match facts {
+        Facts::Sharded(facts) => sharded_lines(facts),
+        Facts::Distributed(facts) => distributed_lines(facts),
+    }
+}
+
+fn owner_text((who, standing): &(String, &'static str)) -> String {
+    format!("{who} ({standing})")
+}
+
+fn distributed_lines(facts: &DistributedFacts) -> Vec<(&'static str, String)> {
+    let identity = &facts.identity;
+    let geometry = identity.geometry;
+    let (copies, all) = (identity.copies(), identity.backends.len());
+    let quorum = identity.write_quorum;
+    let mut lines = vec![
+        ("uuid", identity.volume.to_string()),
+        (
+            "shards",
+            format!("{} of {}", geometry.shards(), display_size(geometry.shard_bytes)),
+        ),
+        (
+            "copies",
+            format!("{copies} of each shard; the log on {all} backends, {quorum} of which have to take a record"),
+        ),
+    ];
+    for backend in &facts.backends {
+        let owner = backend.owner.as_ref().map(owner_text);
+        let said = match backend.is_there {
+            true => owner.map_or("nobody yet".to_owned(), |owner| format!("owner {owner}")),
+            false => "away".to_owned(),
+        };
+        lines.push(("backend", format!("{}: {said}", backend.name)));
+    }
+    let warnings = facts.warnings.iter().cloned();
+    lines.extend(warnings.map(|warning| ("warning", warning)));
+    lines
+}
+
+fn sharded_lines(facts: &ShardedFacts) -> Vec<(&'static str, String)> {
     let [never, intended, written] = facts.shards;
     let shard = display_size(facts.record.shard_bytes);
     let owner = match &facts.owner {
-        Some((who, standing)) => format!("{who} ({standing})"),
+        Some(owner) => owner_text(owner),
         None => "nobody yet".to_owned(),
     };
     vec![

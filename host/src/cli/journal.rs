@@ -223,5 +223,5 @@ impl JournalDir {
 /// The identity of a volume, if it has one.
 pub(super) fn identity(volume: &Volume, registry: &Registry) -> Option<Uuid> {
     let facts = runtime::block_on(volume.facts(registry)).ok()??;
-    Some(Uuid(facts.record.uuid.0))
+    Some(Uuid(facts.uuid().0))
 }

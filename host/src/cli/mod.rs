@@ -3,6 +3,7 @@
 pub mod args;
 mod argv;
 mod check;
+mod distributed;
 mod info;
 mod journal;
 mod plugins;
@@ -100,6 +101,11 @@ fn run(cli: Cli) -> Done<ExitCode> {
         Command::Destroy(args) => volume::destroy(&args, &registry)?,
         Command::Info(args) => info::print(&args, &registry)?,
         Command::Check(args) => return check::run(&args, &registry),
+        Command::Status(args) => distributed::status(&args, &registry)?,
+        Command::Scrub(args) => return distributed::scrub(&args, &registry),
+        Command::Resync(args) => return distributed::resync(&args, &registry),
+        Command::ReplaceBackend(args) => return distributed::replace(&args, &registry),
+        Command::Takeover(args) => distributed::takeover(&args, &registry)?,
         Command::Resize(args) => volume::resize(&args, &registry)?,
         Command::Serve(args) => return serve::run(args, &registry),
         Command::Journal(args) => return journal::run(&args, &registry),

@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn errors_are_one_line_and_name_the_help() {
         for (words, said) in [
-            ("nbd-rs make", "unrecognized subcommand 'make' (see nbd-rs --help)"),
+            ("nbd-rs brew", "unrecognized subcommand 'brew' (see nbd-rs --help)"),
             (
                 "nbd-rs init raw file:x",
                 "the following required arguments were not provided: --size <SIZE> (see nbd-rs init --help)",

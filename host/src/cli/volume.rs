@@ -18,7 +18,8 @@ const SECTOR_BYTES: u64 = 512;
 /// A volume as it was typed. From here on nobody can read its secrets from the list of processes.
 pub(super) fn parse(driver: &str, location: &str, registry: &Registry) -> Done<Volume> {
     let volume = Volume::parse(driver, location, registry).map_err(Trouble::Wrong)?;
-    keep_secrets(&volume.location, location);
+    let secrets = volume.location.secrets().cloned().collect();
+    hide(location, &volume.location.to_string(), secrets);
     volume.check_options(registry).map_err(Trouble::Wrong)?;
     Ok(volume)
 }
@@ -30,18 +31,25 @@ pub(super) fn asked(args: &VolumeArgs, ask: Ask<'_>, registry: &Registry) -> Don
     Ok(volume)
 }
 
-/// Hides the secrets of a location that was typed.
-pub(super) fn keep_secrets(location: &Location, typed: &str) {
-    if !location.has_secrets() {
+/// One location as it was typed, likewise.
+pub(super) fn location(text: &str, registry: &Registry) -> Done<Location> {
+    let lookup = |scheme: &str| Ok(&registry.get(scheme)?.description);
+    let location = Location::parse(text, &lookup).map_err(Trouble::Wrong)?;
+    hide(text, &location.to_string(), location.secrets().to_vec());
+    Ok(location)
+}
+
+fn hide(typed: &str, shown: &str, secrets: Vec<String>) {
+    if secrets.is_empty() {
         return;
     }
-    location.secrets().iter().for_each(|s| secrets::remember(s));
+    secrets.iter().for_each(|secret| secrets::remember(secret));
     tracing::warn!(
-        "{location}: a secret on the command line was visible to all users until now, and stays \
+        "{shown}: a secret on the command line was visible to all users until now, and stays \
          in the shell's history: the environment or a profile file keeps it to itself"
     );
-    if let Err(error) = argv::hide(typed, &location.to_string()) {
-        tracing::warn!("{location}: its secret stays visible in the list of processes: {error}");
+    if let Err(error) = argv::hide(typed, shown) {
+        tracing::warn!("{shown}: its secret stays visible in the list of processes: {error}");
     }
 }
 

@@ -519,6 +519,7 @@ impl Layout for Journaled {
     fn flush_means(&self) -> &'static str {
         match self.core.flush_to {
             FlushTo::Remote => "every acknowledged write durable in the store; until a flush they may wait in this machine's journal",
+            FlushTo::Local if self.core.volume.together().is_some() => "every acknowledged write durable in this machine's journal; the store follows, and is always as the volume was at some moment",
             FlushTo::Local => "every acknowledged write durable in this machine's journal; the store follows, shard by shard",
         }
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, FutureExt};
+use nbd_rs_journal::change::Change;
 use nbd_rs_journal::index::Batch;
 use nbd_rs_plugin::ZeroFlags;
 use tokio::sync::OwnedMutexGuard;
@@ -261,7 +262,7 @@ impl Core {
         let mut refused = None;
         loop {
             // What was refused has become a batch of the next round.
-            while under_way.len() < UNDER_WAY && refused.is_none() {
+            while under_way.len() < self.most_under_way() && refused.is_none() {
                 let seal = all || sent == 0 || self.seals();
                 let Some(batch) = self.unshipped.batch_behind(sent, seal) else {
                     break;
@@ -311,12 +312,7 @@ impl Core {
         if self.journal.durable_seq() < batch.seq && !has_failed {
             self.synced(batch.seq).await?;
         }
-        let applied = batch.changes.iter().map(|change| async {
-            let result = self.apply(change, ZeroFlags::NONE).await;
-            self.answers.fetch_add(1, Ordering::Relaxed);
-            result
-        });
-        let results = join_all(applied).await;
+        let results = self.made(&batch.changes).await?;
         let mut put = Put {
             seq: batch.seq,
             refused: Vec::new(),
@@ -333,6 +329,30 @@ impl Core {
             }
         }
         Ok(put)
+    }
+
+    /// Makes the changes of a batch: together where the volume can do that, so that it has a batch or
+    /// none of it.
+    async fn made(self: &Arc<Self>, changes: &[Change]) -> Result<Vec<Result<()>>> {
+        if let Some(together) = self.volume.together() {
+            let made = together.make(changes.to_vec()).await;
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            return made;
+        }
+        let applied = changes.iter().map(|change| async {
+            let result = self.apply(change, ZeroFlags::NONE).await;
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            result
+        });
+        Ok(join_all(applied).await)
+    }
+
+    /// A batch that is made as a whole waits for the one before it.
+    fn most_under_way(&self) -> usize {
+        match self.volume.together() {
+            Some(_) => 1,
+            None => UNDER_WAY,
+        }
     }
 
     /// A batch was sent: it becomes durable in the store, and is done with here.

@@ -16,9 +16,11 @@ pub mod uuid;
 
 use std::sync::Arc;
 
+use nbd_rs_journal::change::Change;
 use nbd_rs_plugin::{Body, Capabilities, Data, Extent, ReadFlags, ZeroFlags};
 
 use crate::backend::{Answer, Later};
+use crate::error::Result;
 
 /// A volume: bytes by offset. Ranges are inside it; its caller checks that, and keeps writes that
 /// overlap apart.
@@ -52,8 +54,20 @@ pub trait Layout: Send + Sync {
     fn ledger(&self) -> Option<Arc<dyn ledger::Ledger>> {
         None
     }
+    /// How changes are made together, if the volume can do that.
+    fn together(&self) -> Option<Arc<dyn Together>> {
+        None
+    }
     /// Waits until the volume may not be served any longer, and says why.
     fn lost(&self) -> Later<()> {
         Box::pin(std::future::pending())
     }
+}
+
+/// A volume that can make many changes as one.
+pub trait Together: Send + Sync {
+    /// Makes changes that have no byte in common. After a crash all of them are there or none, and none
+    /// without those of earlier calls that had ended. Durable with the next flush. A result for each; one that can't
+    /// be made keeps no other from being made.
+    fn make(&self, changes: Vec<Change>) -> Later<Vec<Result<()>>>;
 }

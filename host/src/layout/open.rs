@@ -1,5 +1,6 @@
 //! Open, create, destroy: the only place that knows all layouts.
 
+mod distributed;
 mod raw;
 mod sharded;
 
@@ -7,14 +8,19 @@ use std::sync::Arc;
 
 use nbd_rs_plugin::OpenFlags;
 
+use super::uuid::Uuid;
 use super::Layout;
 use crate::backend::chain::Chain;
 use crate::error::{Error, Kind, Result};
-use crate::location::Location;
+use crate::location::{List, Location, Place};
 use crate::plugin::Registry;
 
+pub use super::distributed::log::Survey;
+pub use super::distributed::manage::Status as LogStatus;
+pub use super::distributed::manage::{BackendFacts, Facts as DistributedFacts};
+pub use super::distributed::volume::{Audit, Flaw, Report as AuditReport};
 pub use super::sharded::check::{Finding, Report};
-pub use super::sharded::manage::Facts;
+pub use super::sharded::manage::Facts as ShardedFacts;
 pub use super::sharded::Way;
 
 /// A layout by its name on the command line.
@@ -24,6 +30,27 @@ pub enum Driver {
     Raw,
     /// Objects of one size.
     Sharded,
+    /// The same on several backends, with a commit log.
+    Distributed,
+}
+
+/// What a layout knows of a volume besides its size.
+#[derive(Debug, Clone)]
+pub enum Facts {
+    /// Of a sharded one.
+    Sharded(ShardedFacts),
+    /// Of a distributed one.
+    Distributed(DistributedFacts),
+}
+
+impl Facts {
+    /// Which volume it is.
+    pub fn uuid(&self) -> Uuid {
+        match self {
+            Facts::Sharded(facts) => facts.record.uuid,
+            Facts::Distributed(facts) => facts.identity.volume,
+        }
+    }
 }
 
 impl std::str::FromStr for Driver {
@@ -33,10 +60,7 @@ impl std::str::FromStr for Driver {
         match name {
             "raw" => Ok(Driver::Raw),
             "sharded" => Ok(Driver::Sharded),
-            "distributed" => Err(Error::new(
-                Kind::Unsupported,
-                "the distributed layout is not in this version yet; raw and sharded are",
-            )),
+            "distributed" => Ok(Driver::Distributed),
             _ if name.contains([':', '@']) => Err(Error::new(
                 Kind::Invalid,
                 "the layout comes before the location, as in: raw file:/path",
@@ -44,7 +68,7 @@ impl std::str::FromStr for Driver {
             _ => Err(Error::new(
                 Kind::Invalid,
                 format!(
-                    "unknown layout {:?}; known: raw, sharded",
+                    "unknown layout {:?}; known: raw, sharded, distributed",
                     crate::error::printable(name, 40)
                 ),
             )),
@@ -57,6 +81,7 @@ impl std::fmt::Display for Driver {
         match self {
             Driver::Raw => f.write_str("raw"),
             Driver::Sharded => f.write_str("sharded"),
+            Driver::Distributed => f.write_str("distributed"),
         }
     }
 }
@@ -116,6 +141,8 @@ pub enum Ask<'a> {
     Check,
     /// That what waits in its journal is sent.
     Replay,
+    /// That this command is about its copies.
+    Copies(&'a str),
 }
 
 /// A volume as it was typed: layout and location.
@@ -124,7 +151,7 @@ pub struct Volume {
     /// The layout.
     pub driver: Driver,
     /// Where it lives.
-    pub location: Location,
+    pub location: Place,
 }
 
 impl std::fmt::Display for Volume {
@@ -141,14 +168,20 @@ impl Volume {
     pub fn parse(driver: &str, config: &str, registry: &Registry) -> Result<Self> {
         let lookup = |scheme: &str| Ok(&registry.get(scheme)?.description);
         let driver = driver.parse()?;
-        let options: &[&str] = match driver {
-            Driver::Raw => &[],
-            Driver::Sharded => &sharded::OPTIONS,
+        let one = |options: &[&str]| {
+            let location = Location::parse_with(config, &lookup, options)?;
+            Ok::<_, Error>(Place::One(location))
         };
-        Ok(Self {
-            driver,
-            location: Location::parse_with(config, &lookup, options)?,
-        })
+        let location = match driver {
+            Driver::Raw => one(&[])?,
+            Driver::Sharded => one(&sharded::OPTIONS)?,
+            Driver::Distributed => Place::Many(List::parse(config, &lookup, &distributed::FIELDS)?),
+        };
+        let volume = Self { driver, location };
+        if driver == Driver::Distributed {
+            distributed::check(&volume)?;
+        }
+        Ok(volume)
     }
 
     /// Whether every option in its location can be meant, also those that only their plugin
@@ -159,12 +192,13 @@ impl Volume {
     pub fn check_options(&self, registry: &Registry) -> Result<()> {
         let flags = match self.driver {
             Driver::Raw => OpenFlags::SINGLE_OBJECT,
-            Driver::Sharded => OpenFlags::NONE,
+            Driver::Sharded | Driver::Distributed => OpenFlags::NONE,
         };
         if self.driver == Driver::Sharded {
             sharded::Said::of(self)?;
         }
-        Chain::check(registry, &self.location, flags)
+        let mut locations = self.location.locations().iter();
+        locations.try_for_each(|location| Chain::check(registry, location, flags))
     }
 
     /// Whether that can be asked of a volume of this layout at all. Nothing is opened.
@@ -177,6 +211,9 @@ impl Volume {
             (Driver::Raw, ask) => Err(raw::has_no(ask)),
             (Driver::Sharded, Ask::Create(new)) => sharded::plan(self, new)?.check(),
             (Driver::Sharded, Ask::Grow | Ask::Check | Ask::Replay) => Ok(()),
+            (Driver::Sharded, Ask::Copies(command)) => Err(has_no_copies(command)),
+            (Driver::Distributed, Ask::Check) => Err(distributed::has_no_check()),
+            (Driver::Distributed, _) => Ok(()),
         }
     }
 
@@ -188,6 +225,7 @@ impl Volume {
         match self.driver {
             Driver::Raw => raw::open(self, registry, access).await,
             Driver::Sharded => sharded::open(self, registry, access).await,
+            Driver::Distributed => distributed::open(self, registry, access).await,
         }
     }
 
@@ -206,6 +244,7 @@ impl Volume {
         match self.driver {
             Driver::Raw => raw::create(self, registry, new.size_bytes, new.force).await,
             Driver::Sharded => sharded::create(self, registry, new, progress).await,
+            Driver::Distributed => distributed::create(self, registry, new, progress).await,
         }
     }
 
@@ -221,6 +260,7 @@ impl Volume {
         match self.driver {
             Driver::Raw => raw::destroy(self, registry).await,
             Driver::Sharded => sharded::destroy(self, registry, progress).await,
+            Driver::Distributed => distributed::destroy(self, registry, progress).await,
         }
     }
 
@@ -232,6 +272,7 @@ impl Volume {
         match self.driver {
             Driver::Raw => Err(raw::has_no(Ask::Grow)),
             Driver::Sharded => sharded::grow(self, registry, size_bytes).await,
+            Driver::Distributed => distributed::grow(self, registry, size_bytes).await,
         }
     }
 
@@ -242,7 +283,14 @@ impl Volume {
     pub async fn facts(&self, registry: &Registry) -> Result<Option<Facts>> {
         match self.driver {
             Driver::Raw => Ok(None),
-            Driver::Sharded => sharded::facts(self, registry).await.map(Some),
+            Driver::Sharded => {
+                let facts = sharded::facts(self, registry).await?;
+                Ok(Some(Facts::Sharded(facts)))
+            }
+            Driver::Distributed => {
+                let facts = distributed::facts(self, registry).await?;
+                Ok(Some(Facts::Distributed(facts)))
+            }
         }
     }
 
@@ -260,10 +308,82 @@ impl Volume {
         match self.driver {
             Driver::Raw => Err(raw::has_no(Ask::Check)),
             Driver::Sharded => sharded::compare(self, registry, how, progress).await,
+            Driver::Distributed => Err(distributed::has_no_check()),
+        }
+    }
+
+    /// How it stands on its backends, also while it is served.
+    ///
+    /// # Errors
+    /// If too few of them answer.
+    pub async fn status(&self, registry: &Registry) -> Result<LogStatus> {
+        self.takes(Ask::Copies("status"))?;
+        distributed::status(self, registry).await
+    }
+
+    /// Compares all copies, while nobody serves it. `progress` is told how many of how many objects are
+    /// done.
+    ///
+    /// # Errors
+    /// If that can't be done. What is wrong with the volume is in the report.
+    pub async fn scrub(
+        &self,
+        registry: &Registry,
+        audit: &Audit,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<AuditReport> {
+        self.takes(Ask::Copies("scrub"))?;
+        distributed::scrub(self, registry, audit, progress).await
+    }
+
+    /// Makes a backend a full copy again.
+    ///
+    /// # Errors
+    /// As for [`scrub`](Self::scrub).
+    pub async fn resync(
+        &self,
+        registry: &Registry,
+        backend: usize,
+        audit: &Audit,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<AuditReport> {
+        self.takes(Ask::Copies("resync"))?;
+        distributed::resync(self, registry, backend, audit, progress).await
+    }
+
+    /// Puts a backend in the place of another.
+    ///
+    /// # Errors
+    /// As for [`scrub`](Self::scrub).
+    pub async fn replace(
+        &self,
+        registry: &Registry,
+        old: usize,
+        new: &Location,
+        audit: &Audit,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<AuditReport> {
+        self.takes(Ask::Copies("replace-backend"))?;
+        distributed::replace(self, registry, (old, new), audit, progress).await
+    }
+
+    /// Which of its backends that is.
+    pub fn place_of(&self, location: &Location) -> Option<usize> {
+        match &self.location {
+            Place::One(_) => None,
+            Place::Many(list) => list.place_of(location),
         }
     }
 
     async fn chain(&self, registry: &Registry, flags: OpenFlags) -> Result<Chain> {
-        Chain::open(registry, &self.location, flags).await
+        match &self.location {
+            Place::One(location) => Chain::open(registry, location, flags).await,
+            Place::Many(_) => Err(Error::new(Kind::Invalid, "one location is needed here")),
+        }
     }
+}
+
+fn has_no_copies(command: &str) -> Error {
+    let text = format!("{command} is for distributed volumes: others have no copies");
+    Error::new(Kind::Invalid, text)
 }

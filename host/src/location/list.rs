@@ -103,7 +103,8 @@ impl fmt::Display for List {
 }
 
 impl Place {
-    fn locations(&self) -> &[Location] {
+    /// All of them.
+    pub fn locations(&self) -> &[Location] {
         match self {
             Self::One(location) => std::slice::from_ref(location),
             Self::Many(list) => &list.backends,

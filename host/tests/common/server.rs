@@ -102,6 +102,17 @@ impl Serve {
         serve.words(how.iter().map(AsRef::as_ref))
     }
 
+    /// One export of a distributed volume, with these words on how writes are gathered.
+    #[allow(dead_code)]
+    pub(crate) fn distributed<S: AsRef<OsStr>>(name: &str, location: &str, how: &[S]) -> Self {
+        let serve = Self {
+            before: Vec::new(),
+            words: vec!["serve".into()],
+        };
+        let serve = serve.words(["--export", name, "distributed", location]);
+        serve.words(how.iter().map(AsRef::as_ref))
+    }
+
     /// One more raw export.
     pub(crate) fn and_raw(self, name: &str, image: &Path) -> Self {
         self.words(["--export", name, "raw", &url(image)])

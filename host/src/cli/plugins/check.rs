@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::super::args::PluginsCheck;
 use super::super::{report, say, volume, Done, Trouble};
-use crate::backend::chain;
+use crate::backend::chain::Opener;
 use crate::error::{Error, Kind};
 use crate::location::Location;
 use crate::plugin::{Plugin, Registry, SearchPath};
@@ -65,9 +65,7 @@ pub(super) fn run(
 
 /// The plugin in the file, and the location, which must ask it first.
 fn find<'r>(args: &PluginsCheck, registry: &'r Registry) -> Done<(&'r Plugin, Location)> {
-    let lookup = |scheme: &str| Ok(&registry.get(scheme)?.description);
-    let location = Location::parse(&args.location, &lookup).map_err(Trouble::Wrong)?;
-    volume::keep_secrets(&location, &args.location);
+    let location = volume::location(&args.location, registry)?;
     let plugin = registry.get(location.outermost())?;
     let file = args.file.canonicalize().unwrap_or_default();
     if plugin.path != file {
@@ -87,7 +85,8 @@ fn open(args: &PluginsCheck, registry: &Registry, location: &Location) -> Done<N
         true => writes | OpenFlags::SINGLE_OBJECT,
         false => writes,
     };
-    let opening = runtime::timeout(args.limit, chain::open_bare(registry, location, flags));
+    let chain = Opener::new(registry, location)?;
+    let opening = runtime::timeout(args.limit, chain.open_bare(flags));
     match runtime::block_on(opening) {
         Ok(opened) => Ok(opened?.into()),
         Err(_) => Err(Error::new(Kind::Timeout, format!("{location} does not open")).into()),

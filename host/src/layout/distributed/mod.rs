@@ -5,11 +5,13 @@
 //!   names and bytes of all objects but those of the log; `state`: the volume as its log says it is;
 //! - `environment`: time, tasks and chance, so that a simulation can have its own;
 //! - `log`: the replicated log over stores;
-//! - `volume`: the volume itself, over the log and the objects beside it.
+//! - `volume`: the volume itself, over the log and the objects beside it;
+//! - `manage`: making, opening, growing and removing volumes.
 
 pub mod environment;
 pub mod format;
 pub mod log;
+pub mod manage;
 pub mod placement;
 pub mod roster;
 pub mod state;

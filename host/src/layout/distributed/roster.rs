@@ -1,7 +1,7 @@
 //! Which of the backends that a location names is which of the volume's. Pure.
 //!
-//! The order of the list means nothing: each backend says who it is. One that does not answer may be any
-//! of those that nobody else is.
+//! The order of the list means nothing: each backend says who it is. One that does not answer, or has
+//! nothing any more, may be any of those that nobody else is.
 
 use std::collections::BTreeMap;
 
@@ -39,12 +39,11 @@ impl Roster {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is no volume anywhere; [`Kind::Invalid`] for a list that is not that
-    /// of one volume: a backend twice, one of another volume, one without a volume, one too many or too
-    /// few; [`Kind::Io`] with the reasons if too few answered.
+    /// of one volume: a backend twice, one of another volume, one too many or too few; [`Kind::Io`] with the reasons if too few answered.
     pub fn of(list: &[Found]) -> Result<Self> {
         let identity = newest(list)?;
         let places = places(list, &identity)?;
-        let is_unknown = |at: &usize| list[*at].identity.is_err();
+        let is_unknown = |at: &usize| !matches!(list[*at].identity, Ok(Some(_)));
         let unknown: Vec<usize> = (0..list.len()).filter(is_unknown).collect();
         let all = identity.backends.len();
         if list.len() != all {
@@ -118,13 +117,7 @@ fn places(list: &[Found], volume: &Identity) -> Result<Vec<Option<usize>>> {
         let invalid = |text: String| Err(Error::new(Kind::Invalid, text));
         let identity = match &found.identity {
             Err(_) => continue,
-            Ok(None) => {
-                let name = &found.name;
-                return invalid(format!(
-                    "{name} has no volume, and the others have one: was it emptied, or is it the \
-                     wrong place?"
-                ));
-            }
+            Ok(None) => continue,
             Ok(Some(identity)) => identity,
         };
         if let Some(other) = by_backend.insert(identity.backend, at) {
@@ -145,15 +138,25 @@ fn places(list: &[Found], volume: &Identity) -> Result<Vec<Option<usize>>> {
 fn warnings(list: &[Found], identity: &Identity) -> Vec<String> {
     let away = list.iter().filter_map(|found| match &found.identity {
         Err(error) => Some(format!("degraded: {}: {error}", found.name)),
-        Ok(_) => None,
+        Ok(None) => Some(format!("degraded: {}", empty(found))),
+        Ok(Some(_)) => None,
     });
     too_few_backends(identity).into_iter().chain(away).collect()
 }
 
+fn empty(found: &Found) -> String {
+    let name = &found.name;
+    format!(
+        "{name} has no volume, and others have one: it was emptied, or is the wrong place; nbd-rs \
+         resync makes it a copy again"
+    )
+}
+
 fn too_few(list: &[Found]) -> Error {
-    let reasons = list.iter().filter_map(|found| {
-        let error = found.identity.as_ref().err()?;
-        Some(format!("{}: {error}", found.name))
+    let reasons = list.iter().filter_map(|found| match &found.identity {
+        Ok(Some(_)) => None,
+        Ok(None) => Some(empty(found)),
+        Err(error) => Some(format!("{}: {error}", found.name)),
     });
     let reasons: Vec<String> = reasons.collect();
     let text = format!("too few backends answer: {}", reasons.join("; "));
@@ -220,7 +223,22 @@ mod tests {
     }
 
     #[test]
-    fn f38_a_backend_twice_or_of_another_volume_or_without_one_is_refused() {
+    fn f46_f54_one_that_was_emptied_is_away_and_two_are_too_many() {
+        let empty = || Found {
+            name: "empty".to_owned(),
+            identity: Ok(None),
+        };
+        let list = [found(identity(9, 1)), found(identity(9, 2)), empty()];
+        let roster = Roster::of(&list).unwrap();
+        assert_eq!((roster.places[2], &roster.unknown[..]), (None, &[2][..]));
+        assert!(roster.warnings[0].contains("resync"));
+        let (kind, text) = refused(&[found(identity(9, 3)), empty(), empty()]);
+        assert_eq!(kind, Kind::Io);
+        assert!(text.contains("has no volume"), "{text}");
+    }
+
+    #[test]
+    fn f55_a_backend_twice_or_of_another_volume_is_refused() {
         let one = || found(identity(9, 1));
         let empty = Found {
             name: "empty".to_owned(),
@@ -234,10 +252,6 @@ mod tests {
             (
                 vec![one(), found(identity(8, 2)), found(identity(9, 3))],
                 "two volumes",
-            ),
-            (
-                vec![one(), found(identity(9, 2)), empty.clone()],
-                "has no volume",
             ),
             (vec![one(), found(identity(9, 2))], "are given"),
             (

@@ -19,6 +19,7 @@ pub(super) fn has_no(ask: Ask<'_>) -> Error {
         Ask::Grow => "resize is not for raw: truncate(1) does it for a file",
         Ask::Check => "check is not for raw, which keeps nothing but the bytes",
         Ask::Replay => "journal replay is not for raw, which has no journal",
+        Ask::Copies(command) => return super::has_no_copies(command),
     };
     Error::new(Kind::Invalid, text)
 }

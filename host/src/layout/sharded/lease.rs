@@ -56,7 +56,7 @@ struct Own {
 
 /// This process's ownership of one volume.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(in crate::layout) struct Lease {
     store: Store,
     key: String,
     uuid: Uuid,
@@ -87,7 +87,7 @@ impl Lease {
     /// # Errors
     /// [`Kind::Busy`] with host, process and epoch of an owner that lives; [`Kind::Corrupt`] if the
     /// record is lost and this is no takeover.
-    pub(super) async fn take(
+    pub(in crate::layout) async fn take(
         store: &Store,
         key: String,
         uuid: Uuid,
@@ -339,7 +339,7 @@ impl Lease {
     ///
     /// # Errors
     /// If the store did not take it; then the next one has to find out by itself.
-    pub(super) async fn release(&self) -> Result<()> {
+    pub(in crate::layout) async fn release(&self) -> Result<()> {
         self.put(true).await
     }
 }
@@ -388,6 +388,7 @@ async fn listen(
 
 /// Beats until the lease is gone or lost.
 async fn beat(lease: std::sync::Weak<Lease>, every: Duration) {
+    let mut is_failing = false;
     loop {
         tokio::time::sleep(every).await;
         let Some(lease) = lease.upgrade() else {
@@ -396,11 +397,15 @@ async fn beat(lease: std::sync::Weak<Lease>, every: Duration) {
         if lease.lost.get().is_some() {
             return;
         }
-        if let Err(error) = lease.put(false).await {
-            if error.kind == Kind::Fenced {
-                return;
+        match lease.put(false).await {
+            Ok(()) => is_failing = false,
+            Err(error) if error.kind == Kind::Fenced => return,
+            // Once is enough where a store is away for long.
+            Err(_) if is_failing => {}
+            Err(error) => {
+                is_failing = true;
+                tracing::warn!("the heartbeat of the volume's owner failed: {error}");
             }
-            tracing::warn!("the heartbeat of the volume's owner failed: {error}");
         }
     }
 }

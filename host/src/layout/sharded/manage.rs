@@ -399,7 +399,7 @@ async fn remove_objects(
 }
 
 /// Deletes objects whose names nobody gives again: where the outcome is unknown, once more.
-async fn delete(store: &Store, mut keys: Vec<String>) -> Result<()> {
+pub(in crate::layout) async fn delete(store: &Store, mut keys: Vec<String>) -> Result<()> {
     let mut attempt = 0;
     while !keys.is_empty() {
         let results = store.chain.delete(keys.clone()).wait().await;
@@ -580,7 +580,12 @@ pub async fn facts(chain: &Chain) -> Result<Facts> {
 const SERVES: &str = "serves it";
 const ELSEWHERE: &str = "can't be seen from here";
 
-async fn owner(store: &Store, names: &Names, uuid: Uuid) -> Result<Option<(String, &'static str)>> {
+/// Who has a volume, or had it last, and what can be said of that from here.
+pub(in crate::layout) async fn owner(
+    store: &Store,
+    names: &Names,
+    uuid: Uuid,
+) -> Result<Option<(String, &'static str)>> {
     let Some((bytes, _)) = store.read(names.owner()).await? else {
         return Ok(None);
     };

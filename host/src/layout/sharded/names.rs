@@ -7,12 +7,12 @@ pub(super) const VOLUME: &str = "volume";
 
 /// Names under one volume's identity.
 #[derive(Debug, Clone)]
-pub(super) struct Names {
+pub(in crate::layout) struct Names {
     prefix: String,
 }
 
 impl Names {
-    pub(super) fn of(uuid: Uuid) -> Self {
+    pub(in crate::layout) fn of(uuid: Uuid) -> Self {
         Self {
             prefix: format!("{uuid}/"),
         }
@@ -23,7 +23,7 @@ impl Names {
         &self.prefix
     }
 
-    pub(super) fn owner(&self) -> String {
+    pub(in crate::layout) fn owner(&self) -> String {
         format!("{}owner", self.prefix)
     }
 

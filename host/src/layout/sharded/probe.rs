@@ -12,7 +12,8 @@ use crate::error::{Error, Kind, Result};
 const AT_ONCE: u32 = 8;
 /// How often that is tried where no answer tells anything.
 const TRIES: u32 = 3;
-const WAY_OUT: &str = "; if something else makes sure that only one server has the volume open, say ?fencing=external";
+const WAY_OUT: &str =
+    "; if something else makes sure that only one server has the volume open, say ?fencing=external";
 
 /// Puts a probe object in all the ways that must succeed or fail.
 ///
@@ -22,11 +23,19 @@ pub(super) async fn conditions(store: &Store, names: &Names) -> Result<()> {
     if !store.conditions {
         return Ok(());
     }
+    obeys(store, names).await.map_err(with_a_way_out)
+}
+
+/// The same, where nothing else can keep other servers out.
+///
+/// # Errors
+/// As for [`conditions`].
+pub(in crate::layout) async fn obeys(store: &Store, names: &Names) -> Result<()> {
     let wanted = CapabilityFlags::IF_ABSENT | CapabilityFlags::IF_MATCH;
     if !store.chain.capabilities().has(wanted) {
         return Err(Error::new(
             Kind::Unsupported,
-            format!("the store has no conditional puts, which keep two servers from serving one volume{WAY_OUT}"),
+            "the store has no conditional puts, which keep two servers from serving one volume",
         ));
     }
     let key = names.probe(Uuid::random()?);
@@ -90,6 +99,14 @@ pub(super) async fn creates_at_once(store: &Store, names: &Names) -> Result<()> 
     if !store.conditions {
         return Ok(());
     }
+    one_creates(store, names).await.map_err(with_a_way_out)
+}
+
+/// The same, where nothing else can keep other servers out.
+///
+/// # Errors
+/// As for [`creates_at_once`].
+pub(in crate::layout) async fn one_creates(store: &Store, names: &Names) -> Result<()> {
     for _ in 0..TRIES {
         let key = names.probe(Uuid::random()?);
         let put = |number: u32| {
@@ -132,6 +149,14 @@ fn expect<T>(result: Result<T>, kind: Kind, what: &str) -> Result<()> {
 }
 
 fn disobeys(what: &str) -> Error {
-    let text = format!("the store says it has {what}, but does not obey{WAY_OUT}");
+    let text = format!("the store says it has {what}, but does not obey");
     Error::new(Kind::Unsupported, text)
+}
+
+/// Sharded volumes can do without.
+fn with_a_way_out(error: Error) -> Error {
+    match error.kind {
+        Kind::Unsupported => Error::new(Kind::Unsupported, format!("{error}{WAY_OUT}")),
+        _ => error,
+    }
 }

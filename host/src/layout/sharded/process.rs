@@ -104,7 +104,7 @@ pub(in crate::layout) fn since_boot() -> Duration {
 }
 
 /// Seconds since 1970, UTC.
-pub(super) fn now_s() -> Result<u64> {
+pub(in crate::layout) fn now_s() -> Result<u64> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let before = |_| Error::new(crate::error::Kind::Invalid, "the clock stands before 1970");
     now.map(|now| now.as_secs()).map_err(before)

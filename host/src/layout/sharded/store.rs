@@ -115,7 +115,7 @@ impl Store {
     }
 
     /// A whole record and its ETag. Its size is asked first, so that a giant takes no memory.
-    pub(super) async fn read(&self, key: String) -> Result<Option<(Vec<u8>, String)>> {
+    pub(in crate::layout) async fn read(&self, key: String) -> Result<Option<(Vec<u8>, String)>> {
         for _ in 0..ATTEMPTS {
             let Some(meta) = self.head(key.clone()).await? else {
                 return Ok(None);
@@ -218,7 +218,7 @@ impl Store {
     }
 
     /// The same, page after page, until `each` has enough (`false`).
-    pub(super) async fn list(
+    pub(in crate::layout) async fn list(
         &self,
         prefix: &str,
         mut after: Option<String>,

@@ -111,7 +111,7 @@ impl VolumeRecord {
         frame.encode()
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(in crate::layout) fn decode(bytes: &[u8]) -> Result<Self> {
         let frame = Frame::decode(What::Volume, bytes)?;
         let payload = frame.payload;
         let wrong = || corrupt("the volume record makes no sense");

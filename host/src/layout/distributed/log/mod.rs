@@ -33,6 +33,7 @@ mod shared;
 mod slots;
 mod status;
 mod store;
+mod survey;
 mod watch;
 
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use config::{Config, Prepare, Timing};
 pub use entries::{Entries, LogEntry};
 pub use status::{BackendStatus, Status};
 pub use store::{Created, Listed, LogStore, Remote};
+pub use survey::{survey, Survey};
 
 use crate::error::{Error, Result};
 use crate::layout::distributed::environment::within;

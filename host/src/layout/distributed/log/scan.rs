@@ -82,7 +82,7 @@ async fn read(config: &Config, callers: &[Caller], backend: usize) -> (usize, Re
     (backend, found)
 }
 
-async fn read_all(slots: &Slots<'_>) -> Result<Known> {
+pub(super) async fn read_all(slots: &Slots<'_>) -> Result<Known> {
     let mut known = Known::default();
     last_floor(slots, &mut known).await?;
     let mut slot = known.first_slot();

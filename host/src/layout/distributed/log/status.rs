@@ -48,8 +48,15 @@ pub struct BackendStatus {
 impl Status {
     /// Whether fewer backends than all are in use.
     pub fn is_degraded(&self) -> bool {
-        let is_fine = |it: &BackendStatus| it.phase == Phase::Joined && it.away_for.is_none();
+        let is_fine = |it: &BackendStatus| it.is_in_use() && it.away_for.is_none();
         !self.backends.iter().all(is_fine)
+    }
+}
+
+impl BackendStatus {
+    /// Whether records go to it.
+    pub fn is_in_use(&self) -> bool {
+        self.phase == Phase::Joined
     }
 }
 

@@ -409,6 +409,37 @@ impl State {
             })
     }
 
+    /// The units that are in a pack.
+    #[must_use]
+    pub fn units_in(&self, pack: Version) -> Vec<Range<u64>> {
+        let all = self.index.within(0..self.geometry.units());
+        let inside = all.filter_map(|(units, held)| match held {
+            Held::Data { source, .. } if source.place == Place::Pack(pack) => Some(units),
+            _ => None,
+        });
+        inside.collect()
+    }
+
+    /// What [`packs`](Self::packs) gives, with where the units begin and the checksum of each.
+    #[must_use]
+    pub fn pack_units(&self, pack: Version) -> Option<PackUnits> {
+        let (_, source) = self
+            .index
+            .packs()
+            .find(|(_, it)| it.place == Place::Pack(pack))?;
+        Some(PackUnits {
+            version: pack,
+            data_at: source.data_at,
+            sums: source.sums.to_vec(),
+        })
+    }
+
+    /// All map pages that were put, as they were named last.
+    pub fn stored_pages(&self) -> impl Iterator<Item = (u32, Named)> + '_ {
+        let pages = 0..self.geometry.shards().div_ceil(PAGE_SHARDS as u64) as u32;
+        pages.filter_map(|page| Some((page, self.map.stored_name(page)?)))
+    }
+
     /// The last checkpoint, if one was made.
     #[must_use]
     pub fn checkpoint(&self) -> Option<Named> {

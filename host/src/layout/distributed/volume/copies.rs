@@ -65,7 +65,7 @@ impl Copies {
                 let root = Root::decode(self.replicas.volume, &named, &bytes)?;
                 Ok((bytes, root))
             }
-            None => self.replicas.root(named).await,
+            None => self.replicas.anywhere().root(named).await,
         }
     }
 
@@ -92,7 +92,7 @@ impl Copies {
         if !self.replicas.asked(backend, &object).await? {
             return Ok(None);
         }
-        match self.replicas.root(previous).await {
+        match self.replicas.anywhere().root(previous).await {
             Ok((_, root)) => Ok(Some(Former { root })),
             // Then there is nothing to compare with.
             Err(error) if Replicas::is_lost(&error) => Ok(None),
@@ -107,9 +107,9 @@ impl Copies {
             if old == Some(&(number, named)) {
                 continue;
             }
-            let (bytes, page) = self.replicas.page(number, named).await?;
+            let (bytes, page) = self.replicas.anywhere().page(number, named).await?;
             let old = match old {
-                Some(&(_, named)) => match self.replicas.page(number, named).await {
+                Some(&(_, named)) => match self.replicas.anywhere().page(number, named).await {
                     Ok((_, page)) => page,
                     Err(error) if Replicas::is_lost(&error) => MapPage::default(),
                     Err(error) => return Err(error),
@@ -158,7 +158,11 @@ impl Copies {
         if !self.lacks(backend, &object).await? {
             return Ok(());
         }
-        let image = self.replicas.image(shard, self.shard_bytes, image).await;
+        let image = self
+            .replicas
+            .anywhere()
+            .image(shard, self.shard_bytes, image)
+            .await;
         self.bring(backend, object, image).await
     }
 
@@ -170,7 +174,7 @@ impl Copies {
             if is_known || !self.lacks(backend, &object).await? {
                 continue;
             }
-            let bytes = self.replicas.pack(pack).await;
+            let bytes = self.replicas.anywhere().pack(pack).await;
             self.bring(backend, object, bytes).await?;
         }
         Ok(())

@@ -10,10 +10,13 @@
 //! - pure: `batch`: changes that are in no record yet;
 //! - `open`: from the log to a volume; `shared`: what is behind the lock;
 //! - `write`, `read`, `extents`, `ledger`: what is asked; `locks`: parts of units;
+//! - `together`: changes that one record has;
 //! - `commit`: one record after the other; `record`: what goes into one; `upkeep`: the rest;
-//! - `sweep`: what dead owners left; `status`: how it stands;
+//! - `sweep`: what dead owners left; `status`, `tell`: how it stands;
+//! - `audit`: what lies on the backends, compared and mended;
 //! - `replicas`: objects on their homes; `objects`: whole ones; `copies`: before a checkpoint.
 
+mod audit;
 mod batch;
 mod commit;
 mod copies;
@@ -28,6 +31,8 @@ mod replicas;
 mod shared;
 mod status;
 mod sweep;
+mod tell;
+mod together;
 mod trailers;
 mod upkeep;
 mod write;
@@ -37,17 +42,40 @@ mod tests;
 
 use std::sync::Arc;
 
+use nbd_rs_journal::change::Change;
 use nbd_rs_plugin::{Body, Capabilities, CapabilityFlags, Data, Extent, ReadFlags, ZeroFlags};
 
 use super::format::UNIT_BYTES;
 use crate::backend::{Answer, Later};
 use crate::error::Result;
+use crate::layout::geometry::Geometry;
 use crate::layout::ledger::Ledger;
-use crate::layout::Layout;
+use crate::layout::{Layout, Together};
 use shared::Inner;
 
-pub use open::{open, Setup, Tuning};
+pub use audit::{Audit, Finding, Flaw, Report};
+pub use open::{open, Released, Setup, Tuning};
 pub use status::{Status, Work};
+
+/// What a flush is, for people.
+pub const FLUSH_MEANS: &str = "a record of the commit log, durable on a quorum of the backends";
+
+/// What the whole chain can do for a volume of this geometry.
+#[must_use]
+pub fn capabilities(geometry: Geometry, is_writable: bool) -> Capabilities {
+    // Zeros are a matter of a record, wherever there are whole units.
+    let mut flags = CapabilityFlags::PUNCH_HOLE
+        .with(CapabilityFlags::FAST_ZERO)
+        .with(CapabilityFlags::ALLOCATE)
+        .with(CapabilityFlags::EXTENTS);
+    if is_writable {
+        flags = flags.with(CapabilityFlags::WRITABLE);
+    }
+    let mut capabilities = Capabilities::new(flags);
+    capabilities.preferred_io_bytes = geometry.shard_bytes as u32;
+    capabilities.atomic_unit_bytes = UNIT_BYTES as u32;
+    capabilities
+}
 
 /// A volume that this process owns. Dropped without a close it is as after a crash.
 pub struct Volume {
@@ -79,16 +107,7 @@ impl Layout for Volume {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // Zeros are a matter of a record, wherever there are whole units.
-        let flags = CapabilityFlags::PUNCH_HOLE
-            .with(CapabilityFlags::FAST_ZERO)
-            .with(CapabilityFlags::ALLOCATE)
-            .with(CapabilityFlags::EXTENTS)
-            .with(CapabilityFlags::WRITABLE);
-        let mut capabilities = Capabilities::new(flags);
-        capabilities.preferred_io_bytes = self.inner.geometry.shard_bytes as u32;
-        capabilities.atomic_unit_bytes = UNIT_BYTES as u32;
-        capabilities
+        capabilities(self.inner.geometry, !self.inner.tuning.read_only)
     }
 
     fn read(&self, offset: u64, len: u64, flags: ReadFlags) -> Answer<Data> {
@@ -135,15 +154,30 @@ impl Layout for Volume {
     }
 
     fn flush_means(&self) -> &'static str {
-        "a record of the commit log, durable on a majority of the backends"
+        FLUSH_MEANS
     }
 
     fn ledger(&self) -> Option<Arc<dyn Ledger>> {
-        Some(Arc::new(ledger::Book(self.inner.clone())))
+        let book = || -> Arc<dyn Ledger> { Arc::new(ledger::Book(self.inner.clone())) };
+        (!self.inner.tuning.read_only).then(book)
+    }
+
+    fn together(&self) -> Option<Arc<dyn Together>> {
+        Some(Arc::new(OneRecord(self.inner.clone())))
     }
 
     fn lost(&self) -> Later<()> {
         let inner = self.inner.clone();
         Box::pin(async move { Result::Err(inner.log.lost().await) })
+    }
+}
+
+/// Changes that one record has.
+struct OneRecord(Arc<Inner>);
+
+impl Together for OneRecord {
+    fn make(&self, changes: Vec<Change>) -> Later<Vec<Result<()>>> {
+        let inner = self.0.clone();
+        Box::pin(async move { inner.together(&changes).await })
     }
 }

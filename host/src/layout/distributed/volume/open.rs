@@ -1,6 +1,6 @@
 //! From a log to a volume: the last checkpoint, and what came after it.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use super::locks::Locks;
 use super::replicas::{Pace, Replicas};
 use super::shared::{Core, Counts, Inner};
 use super::trailers::Trailers;
-use super::{commit, upkeep, Volume};
+use super::{commit, tell, upkeep, Volume};
+use crate::backend::Later;
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::layout::geometry::Geometry;
 use crate::layout::uuid::Uuid;
@@ -38,6 +39,8 @@ pub struct Tuning {
     pub hedge: Duration,
     /// Changes are acknowledged when they are durable: nothing before this keeps them over a crash.
     pub write_through: bool,
+    /// Nothing will be changed, but for what upkeep does.
+    pub read_only: bool,
     /// Payloads that are kept in memory for backends that are behind, in bytes.
     pub backlog_bytes: u64,
 }
@@ -49,7 +52,8 @@ impl Default for Tuning {
             batch_bytes: 16 << 20,
             patience: Duration::from_secs(30),
             hedge: Duration::from_secs(1),
-            write_through: false,
+            write_through: true,
+            read_only: false,
             backlog_bytes: 32 << 20,
         }
     }
@@ -78,7 +82,12 @@ pub struct Setup {
     pub tuning: Tuning,
     /// Time, tasks and chance.
     pub environment: Arc<dyn Environment>,
+    /// Called when the volume was closed: nobody has it any more.
+    pub released: Released,
 }
+
+/// See [`Setup::released`].
+pub type Released = Arc<dyn Fn() -> Later<()> + Send + Sync>;
 
 /// Takes the volume over, and goes on from what its log says.
 ///
@@ -134,9 +143,12 @@ pub async fn open(setup: Setup, stores: Vec<Arc<dyn LogStore>>) -> Result<Volume
         made: AtomicU64::new(0),
         ended: OnceLock::new(),
         counts: Counts::default(),
+        wants_checkpoint: AtomicBool::new(false),
+        released: setup.released,
     });
     environment.spawn(Box::pin(commit::run(inner.clone())));
     environment.spawn(Box::pin(upkeep::run(inner.clone())));
+    environment.spawn(Box::pin(tell::run(inner.clone())));
     let watched = inner.clone();
     environment.spawn(Box::pin(async move {
         let error = watched.log.lost().await;
@@ -183,10 +195,10 @@ async fn first(
         return Ok(State::new(geometry));
     }
     let named = root_of(changes)?;
-    let (_, root) = replicas.root(named).await?;
+    let (_, root) = replicas.anywhere().root(named).await?;
     let mut pages = Vec::with_capacity(root.pages.len());
     for &(number, named) in &root.pages {
-        pages.push(replicas.page(number, named).await?.1);
+        pages.push(replicas.anywhere().page(number, named).await?.1);
     }
     State::restore(geometry, &root, named, pages)
 }

@@ -182,7 +182,11 @@ impl Inner {
             return Ok(trailer);
         }
         let shard_bytes = self.geometry.shard_bytes;
-        let trailer = self.replicas.trailer(shard, shard_bytes, image).await?;
+        let trailer = self
+            .replicas
+            .anywhere()
+            .trailer(shard, shard_bytes, image)
+            .await?;
         self.trailers.keep(image, trailer.clone());
         Ok(trailer)
     }

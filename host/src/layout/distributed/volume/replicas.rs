@@ -91,8 +91,13 @@ impl Replicas {
         self.callers.len()
     }
 
+    /// A backend's name, for people.
+    pub(super) fn name(&self, backend: usize) -> String {
+        self.callers[backend].name()
+    }
+
     /// Stores know names behind the volume's.
-    fn key(&self, object: &Object) -> String {
+    pub(super) fn key(&self, object: &Object) -> String {
         let name = self.names.name(object);
         name[self.names.all().len()..].to_owned()
     }
@@ -264,13 +269,17 @@ impl Replicas {
         };
     }
 
-    /// Its homes, those first that are known to have it and that answer.
+    /// Its homes, those first that are known to have it and that answer; then all others, which may have
+    /// been its homes before a backend was replaced.
     fn order(&self, object: &Object) -> Vec<usize> {
         let mut homes = self.homes(object);
         let missing = lock(&self.missing).get(object).cloned();
         let missing = missing.unwrap_or_default();
         let failing = lock(&self.failing).clone();
         homes.sort_by_key(|at| (missing.contains(at), failing.contains(at)));
+        let others = (0..self.backends()).filter(|at| !homes.contains(at));
+        let others: Vec<usize> = others.collect();
+        homes.extend(others);
         homes
     }
 
@@ -311,7 +320,11 @@ impl Replicas {
         Err(worst.unwrap_or_else(nowhere))
     }
 
-    async fn read_from<T>(
+    /// A part of the copy on one backend, as [`read`](Self::read) does.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] or [`Kind::Corrupt`] of that copy; else that of the backend.
+    pub(super) async fn read_from<T>(
         &self,
         backend: usize,
         object: &Object,

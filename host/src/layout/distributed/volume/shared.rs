@@ -1,6 +1,6 @@
 //! What the tasks of a volume share. Its one lock is never held over a wait.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{watch, Notify};
@@ -12,6 +12,7 @@ use super::super::state::State;
 use super::batch::Batch;
 use super::copies::Copies;
 use super::locks::Locks;
+use super::open::Released;
 use super::replicas::Replicas;
 use super::trailers::Trailers;
 use super::Tuning;
@@ -123,6 +124,9 @@ pub(super) struct Inner {
     pub(super) made: AtomicU64,
     pub(super) ended: OnceLock<Error>,
     pub(super) counts: Counts,
+    /// A checkpoint is to be made, whether or not it is due.
+    pub(super) wants_checkpoint: AtomicBool,
+    pub(super) released: Released,
 }
 
 impl Inner {
@@ -219,6 +223,7 @@ impl Inner {
         let flushed = rested.and(self.flush().await);
         let closed = self.log.close(self.tuning.patience).await;
         self.end(Error::new(Kind::Fenced, "the volume was closed"));
-        flushed.and(closed)
+        let released = (self.released)().await;
+        flushed.and(closed).and(released)
     }
 }

@@ -1,6 +1,7 @@
 //! The task that keeps the log short: folds, checkpoints, and what may go after them.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ impl Inner {
             (shards, policy.is_checkpoint_due(&core.state))
         };
         let folded = self.fold(&shards, &mut known.damaged).await?;
-        if is_due {
+        if is_due || self.wants_checkpoint.swap(false, Ordering::AcqRel) {
             self.shorten(&mut known.sweep).await?;
             known.damaged.clear();
         }

@@ -12,14 +12,14 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::split::cut;
 
 /// A range as whole units, with the bytes of a unit that are left at each end.
-struct Cut {
-    whole: Range<u64>,
+pub(super) struct Cut {
+    pub(super) whole: Range<u64>,
     /// Ranges of bytes, each inside one unit.
-    edges: Vec<Range<u64>>,
+    pub(super) edges: Vec<Range<u64>>,
 }
 
 /// The last unit counts as whole when all that the volume has of it is covered.
-fn units_of(range: Range<u64>, size_bytes: u64) -> Cut {
+pub(super) fn units_of(range: Range<u64>, size_bytes: u64) -> Cut {
     let first = range.start.div_ceil(UNIT_BYTES);
     let last = match range.end == size_bytes {
         true => range.end.div_ceil(UNIT_BYTES),
@@ -75,7 +75,11 @@ impl Inner {
 
     pub(super) async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.held().await?;
-        let cut = units_of(offset..offset + len, self.geometry.size_bytes);
+        let mut cut = units_of(offset..offset + len, self.geometry.size_bytes);
+        if flags.has(ZeroFlags::TRIM) {
+            // Contract C8: what is covered in part keeps its data.
+            cut.edges.clear();
+        }
         if flags.has(ZeroFlags::FAST) && !cut.edges.is_empty() {
             let text = "parts of units can't be zeroed fast";
             return Err(Error::new(Kind::Unsupported, text));

@@ -124,6 +124,8 @@ pub(in crate::layout::distributed) struct Faults {
     pub(in crate::layout::distributed) late_answer: u64,
     /// A call hangs for ever.
     pub(in crate::layout::distributed) hangs: u64,
+    /// A name is missing in a list, or one is there twice.
+    pub(in crate::layout::distributed) lists_lie: u64,
 }
 
 /// One owner's way to one backend.
@@ -276,6 +278,11 @@ impl LogStore for Held {
         Box::pin(async move {
             way.there().await?;
             let mut keys = way.disk.keys(&prefix);
+            let lies = way.faults().lists_lie;
+            keys.retain(|_| !way.world.happens(lies));
+            if let Some(first) = keys.first().filter(|_| way.world.happens(lies)) {
+                keys.insert(0, first.clone());
+            }
             keys.retain(|key| after.as_ref().is_none_or(|after| key > after));
             way.back().await?;
             let next = keys.get(LISTED).map(|_| keys[LISTED - 1].clone());

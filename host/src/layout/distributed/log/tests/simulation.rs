@@ -263,6 +263,7 @@ impl Play {
             late: chance(60),
             late_answer: chance(40),
             hangs: chance(5),
+            lists_lie: 0,
         };
         way.set(|now| *now = faults);
     }

@@ -266,6 +266,30 @@ async fn f65_f68_what_dead_owners_left_is_deleted_and_what_a_newer_one_has_is_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn f45_lists_that_lack_names_or_have_some_twice_delete_nothing_that_is_needed() {
+    let rig = Rig::new(3, 3, 14);
+    let written = pattern(3 * SHARD_BYTES as usize, 1);
+    for round in 0..4_u8 {
+        let served = rig.open().await;
+        served
+            .ways
+            .iter()
+            .for_each(|way| way.set(|faults| faults.lists_lie = 400));
+        served.write(0, written.clone()).await.unwrap();
+        for at in 0..30 {
+            served
+                .write(5 * SHARD_BYTES, pattern(UNIT, round ^ at))
+                .await
+                .unwrap();
+            served.flush().await.unwrap();
+            seconds(1).await;
+        }
+        assert!(served.volume.status().work.checkpoints > 2);
+        assert!(served.read(0, 3 * SHARD_BYTES).await.unwrap() == written);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn f74_a_hung_home_holds_up_no_commit_where_another_can_take_its_place() {
     for backends in [3, 4] {
         let rig = Rig::new(backends, 2, 13);

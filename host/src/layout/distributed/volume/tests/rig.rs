@@ -43,6 +43,7 @@ impl Rig {
         let tuning = Tuning {
             policy,
             batch_bytes: 64 << 10,
+            write_through: false,
             ..Tuning::default()
         };
         Self {
@@ -69,6 +70,7 @@ impl Rig {
             timing: self.stage.timing,
             tuning: self.tuning,
             environment: self.stage.world.clone(),
+            released: Arc::new(|| Box::pin(async { Ok(()) })),
         };
         let volume = open(setup, ways.iter().map(store).collect()).await?;
         Ok(Served { volume, ways })
