@@ -31,17 +31,19 @@ fn plugins() -> &'static (Folder, Registry) {
             repository(),
             &[
                 "nbd-rs-cache",
+                "nbd-rs-fault",
                 "nbd-rs-file",
+                "nbd-rs-mem",
                 "nbd-rs-retry",
-                "fixture-faulty",
             ],
         );
         let folder = Folder::new();
         for library in [
             "nbd_rs_cache",
+            "nbd_rs_fault",
             "nbd_rs_file",
+            "nbd_rs_mem",
             "nbd_rs_retry",
-            "fixture_faulty",
         ] {
             let file = format!("lib{library}.so");
             folder.copy(&build_dir().join(&file), &file);
@@ -63,10 +65,14 @@ fn open(text: &str) -> Chain {
 }
 
 /// With a directory for copies, if one is given.
+/// What fails now and then.
+const OPERATIONS: &str = "get,head,list,put,size,read,write,zero,extents,resize";
+
+/// A delete does not fail: no link may repeat one in doubt.
 fn open_faulty(links: &str, percent: u64, seed: u64, dir: Option<&Path>) -> Chain {
     let dir = dir.map_or(String::new(), |dir| format!("&cache.dir={}", dir.display()));
     open(&format!(
-        "{links}+faulty:?percent={percent}&seed={seed}&cache.block=4KiB&cache.size=256KiB\
+        "{links}+fault+mem:?fault.rate={percent}&fault.seed={seed}&fault.ops={OPERATIONS}&cache.block=4KiB&cache.size=256KiB\
          &retry.base=1ms&retry.max=2ms&retry.attempts=100{dir}"
     ))
 }
