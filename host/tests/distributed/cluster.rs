@@ -46,6 +46,14 @@ impl Cluster {
         self
     }
 
+    /// The servers with these options.
+    pub(crate) fn with_options(mut self, options: &str) -> Self {
+        for backend in &mut self.backends[..self.stores.len()] {
+            backend.push_str(options);
+        }
+        self
+    }
+
     /// From now on served with a journal of its own, and these words about it.
     pub(crate) fn journaled(mut self, words: &str) -> Self {
         let all = format!("--journal {} {words}", self.journal().display());

@@ -20,6 +20,7 @@ mod server;
 mod away;
 mod cluster;
 mod damage;
+mod faults;
 mod kill;
 mod mission;
 mod owners;
