@@ -64,16 +64,15 @@ fn open(text: &str) -> Chain {
     wait(Chain::open(registry, &location, flags)).unwrap()
 }
 
-/// With a directory for copies, if one is given.
-/// What fails now and then.
+/// What fails now and then. A delete does not: no link may repeat one in doubt.
 const OPERATIONS: &str = "get,head,list,put,size,read,write,zero,extents,resize";
 
-/// A delete does not fail: no link may repeat one in doubt.
+/// With a directory for copies, if one is given.
 fn open_faulty(links: &str, percent: u64, seed: u64, dir: Option<&Path>) -> Chain {
     let dir = dir.map_or(String::new(), |dir| format!("&cache.dir={}", dir.display()));
     open(&format!(
-        "{links}+fault+mem:?fault.rate={percent}&fault.seed={seed}&fault.ops={OPERATIONS}&cache.block=4KiB&cache.size=256KiB\
-         &retry.base=1ms&retry.max=2ms&retry.attempts=100{dir}"
+        "{links}+fault+mem:?fault.rate={percent}&fault.seed={seed}&fault.ops={OPERATIONS}\
+         &cache.block=4KiB&cache.size=256KiB&retry.base=1ms&retry.max=2ms&retry.attempts=100{dir}"
     ))
 }
 
