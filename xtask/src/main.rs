@@ -7,8 +7,10 @@
 //! cargo xtask check                              formatting, lints, documentation
 //! cargo xtask fuzz [TARGET] [--seconds N]        feed the decoders and whole sessions with rubbish
 //! cargo xtask count [--update]                   instructions that each kind of request takes
+//! cargo xtask bugs [NAME]...                     seeded bugs, each of which a test has to find
 //! ```
 
+mod bugs;
 mod count;
 mod fuzz;
 
@@ -25,7 +27,8 @@ const USAGE: &str = "usage: cargo xtask demo [--release] [SERVE OPTIONS]
        cargo xtask install [--debug] --prefix DIR
        cargo xtask check
        cargo xtask fuzz [wire | journal | distributed | session] [--seconds N]
-       cargo xtask count [--update]";
+       cargo xtask count [--update]
+       cargo xtask bugs [NAME]...";
 
 /// What a chore ends with: an error is one line for a person.
 pub(crate) type Outcome = Result<(), String>;
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Some("test") => test(&words),
         Some("install") => install(&words),
         Some("check") => check(),
+        Some("bugs") => bugs::bugs(&words),
         Some("count") => count::count(&words),
         Some("fuzz") => fuzz::fuzz(&words),
         _ => Err(USAGE.to_owned()),
