@@ -78,7 +78,7 @@ fn enums_and_numbers_are_as_wide_as_they_were() {
 fn tables_begin_as_they_began() {
     layout! {
         HostTable: 48, 8, { buf 0 log 8 log_enabled 16 sleep 24 spawn 32 blocking 40 };
-        PluginTable: 24, 8, { describe 0 unwinds 8 open 16 };
+        PluginTable: 32, 8, { describe 0 unwinds 8 check 16 open 24 };
         HostRef: 8, 8, { };
         PluginRef: 8, 8, { };
         DynBackend: 24, 8, { };
