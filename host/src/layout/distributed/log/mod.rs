@@ -115,7 +115,7 @@ impl Log {
                     return Ok(());
                 }
                 shared.look.notify_one();
-                let _ = changes.changed().await;
+                changes.changed().await;
             }
         };
         let late = || {
@@ -135,7 +135,7 @@ impl Log {
                 return error;
             }
             // The sender is in `shared`, so there is a next one.
-            let _ = changes.changed().await;
+            changes.changed().await;
         }
     }
 
@@ -184,7 +184,7 @@ impl Log {
         let mut changes = shared.changes();
         let settle = async {
             while !shared.is_settled() && !shared.has_ended() {
-                let _ = changes.changed().await;
+                changes.changed().await;
             }
         };
         let settled = within(&*shared.config.environment, most, settle).await;

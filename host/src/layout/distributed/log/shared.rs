@@ -10,8 +10,9 @@ use nbd_rs_commit_log::{
     Request, Stage,
 };
 use nbd_rs_plugin::Body;
-use tokio::sync::{oneshot, watch, Notify};
+use tokio::sync::{oneshot, Notify};
 
+use super::super::news::{Listener, News};
 use super::append::Appended;
 use super::call::Caller;
 use super::config::Config;
@@ -77,7 +78,7 @@ pub(super) struct Shared {
     lanes: Vec<Notify>,
     /// Wakes the one that looks for somebody newer.
     pub(super) look: Notify,
-    changed: watch::Sender<()>,
+    changed: News,
 }
 
 impl Shared {
@@ -108,7 +109,7 @@ impl Shared {
                 in_vain: None,
             }),
             look: Notify::new(),
-            changed: watch::Sender::new(()),
+            changed: News::default(),
         })
     }
 
@@ -125,8 +126,8 @@ impl Shared {
     }
 
     /// Ticks whenever something happened.
-    pub(super) fn changes(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    pub(super) fn changes(&self) -> Listener<'_> {
+        self.changed.listen()
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -187,7 +188,7 @@ impl Shared {
         known.failures += 1;
         known.error = Some(error);
         drop(core);
-        self.changed.send_replace(());
+        self.changed.tell();
         self.jitter(pause.min(timing.retry_most))
     }
 
@@ -228,7 +229,7 @@ impl Shared {
                     return;
                 }
             }
-            let _ = changes.changed().await;
+            changes.changed().await;
         }
     }
 
@@ -243,7 +244,7 @@ impl Shared {
         self.lease.renew(began + self.config.timing.lease);
         let mut core = self.core();
         self.pump(&mut core);
-        self.changed.send_replace(());
+        self.changed.tell();
     }
 
     /// Takes a record in.
@@ -313,7 +314,7 @@ impl Shared {
             lane.notify_one();
         }
         self.look.notify_one();
-        self.changed.send_replace(());
+        self.changed.tell();
     }
 
     fn step(&self, core: &mut Core, event: &Event) {
@@ -332,7 +333,7 @@ impl Shared {
         }
         self.forget(core);
         self.pump(core);
-        self.changed.send_replace(());
+        self.changed.tell();
     }
 
     /// Payloads that all backends have are needed by nobody.

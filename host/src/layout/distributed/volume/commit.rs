@@ -55,7 +55,7 @@ impl Inner {
         core.flight = Some(batch.clone());
         drop(core);
         // The open batch has room.
-        self.changed.send_replace(());
+        self.changed.tell();
         Step::Batch(batch, number)
     }
 
@@ -73,7 +73,7 @@ impl Inner {
             core.done = number;
             core.trouble = None;
         }
-        self.changed.send_replace(());
+        self.changed.tell();
         self.upkeep.notify_one();
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Inner {
         };
         self.going_on()?;
         self.core().checkpoint = Checkpoint::Ended(ended);
-        self.changed.send_replace(());
+        self.changed.tell();
         Ok(())
     }
 

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{watch, Notify};
+use tokio::sync::Notify;
 
 use super::super::environment::Environment;
 use super::super::format::changes::Changes;
 use super::super::format::UnitSums;
 use super::super::log::{Config, Entries, Kind, Log, LogEntry, LogStore, Position, Quorum, Timing};
+use super::super::news::News;
 use super::super::state::policy::Policy;
 use super::super::state::State;
 use super::copies::{root_of, Copies, Preparing};
@@ -137,7 +138,7 @@ pub async fn open(setup: Setup, stores: Vec<Arc<dyn LogStore>>) -> Result<Volume
         locks: Locks::default(),
         trailers: Trailers::new(TRAILER_BYTES),
         core: Mutex::new(Core::new(state)),
-        changed: watch::Sender::new(()),
+        changed: News::default(),
         commit: Notify::new(),
         upkeep: Notify::new(),
         made: AtomicU64::new(0),

@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::{watch, Notify};
+use tokio::sync::Notify;
 
 use super::super::environment::{within, Environment};
 use super::super::format::{UnitSums, Version};
 use super::super::log::{Log, Position};
+use super::super::news::News;
 use super::super::state::State;
 use super::batch::Batch;
 use super::copies::Copies;
@@ -117,7 +118,7 @@ pub(super) struct Inner {
     pub(super) trailers: Trailers,
     pub(super) core: Mutex<Core>,
     /// Ticks when something behind the lock may let somebody go on.
-    pub(super) changed: watch::Sender<()>,
+    pub(super) changed: News,
     /// Wakes commit and upkeep.
     pub(super) commit: Notify,
     pub(super) upkeep: Notify,
@@ -149,7 +150,7 @@ impl Inner {
         self.log.abandon();
         self.commit.notify_one();
         self.upkeep.notify_one();
-        self.changed.send_replace(());
+        self.changed.tell();
     }
 
     /// # Errors
@@ -166,7 +167,7 @@ impl Inner {
         &self,
         mut look: impl FnMut(&mut Core) -> Option<Result<T>>,
     ) -> Result<T> {
-        let mut changes = self.changed.subscribe();
+        let mut changes = self.changed.listen();
         let wait = async {
             loop {
                 self.going_on()?;
@@ -175,7 +176,7 @@ impl Inner {
                     return found;
                 }
                 // The sender is in `self`.
-                let _ = changes.changed().await;
+                changes.changed().await;
             }
         };
         let patience = self.tuning.patience;

@@ -53,7 +53,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         }
     }
     inner.core().is_upkeep_over = true;
-    inner.changed.send_replace(());
+    inner.changed.tell();
 }
 
 impl Inner {
@@ -136,7 +136,7 @@ impl Inner {
     async fn checkpointed(&self) -> Result<Position> {
         self.core().checkpoint = Checkpoint::Wanted;
         self.commit.notify_one();
-        let mut changes = self.changed.subscribe();
+        let mut changes = self.changed.listen();
         loop {
             self.going_on()?;
             {
@@ -146,7 +146,7 @@ impl Inner {
                     waiting => core.checkpoint = waiting,
                 }
             }
-            let _ = changes.changed().await;
+            changes.changed().await;
         }
     }
 }
