@@ -221,10 +221,10 @@ fn commands_of_distributed_volumes_say_what_they_are_for() {
         2,
         &["none of the volume's backends"],
     );
-    cluster.refused("check", 1, &["scrub"]);
+    cluster.refused("check", 2, &["scrub"]);
     let output = nbd_rs(&["scrub", "raw", "file:/nowhere"]);
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("not for"), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("no copies"), "{}", text(&output));
     let server = cluster.serve().start();
     let pid = format!("pid {}", server.pid().as_raw_nonzero());
     cluster.refused("scrub", 1, &[&pid]);
