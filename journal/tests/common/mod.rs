@@ -11,7 +11,7 @@ use nbd_rs_journal::change::{Change, What};
 use nbd_rs_journal::claim::{Claim, Ticket};
 use nbd_rs_journal::data::Data;
 use nbd_rs_journal::disk::Disk;
-use nbd_rs_journal::error::Result;
+use nbd_rs_journal::error::{Kind, Result};
 use nbd_rs_journal::uuid::Uuid;
 use nbd_rs_journal::{Journal, Opened, Options, Recovered};
 
@@ -67,7 +67,16 @@ pub(crate) fn seqs(records: &[Recovered]) -> Vec<u64> {
     records.iter().map(|record| record.seq).collect()
 }
 
-/// A journal of its own on that disk.
+/// A journal of its own on that disk. A child that another test starts holds a copy of each lock until it
+/// runs its program: what is in use is asked for again, for a moment.
 pub(crate) fn open(disk: Arc<dyn Disk>, claim: &Claim, blocks: u64) -> Result<Opened> {
-    Journal::open(disk, claim, &options(blocks))
+    let mut attempts = 0..50;
+    loop {
+        match Journal::open(disk.clone(), claim, &options(blocks)) {
+            Err(error) if error.kind == Kind::InUse && attempts.next().is_some() => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
 }
