@@ -44,7 +44,7 @@ Exit codes:
   5  check, scrub: data is lost; journal verify: a journal is damaged; plugins check: a promise is broken
   6  check, scrub, resync, replace-backend: no data is lost, and there is something to repair
   75 serve: another server took a volume over
-  128 + the signal's number: serve was told twice to stop";
+  128 + the signal's number: serve was told to stop before it was ready, or twice";
 
 /// Options of every command.
 #[derive(Debug, Args)]
